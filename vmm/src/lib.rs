@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The VMM of Lockstep. Read in this order, and you follow a VM from its configuration to its takeover:
+//!
+//! 1. [`config`] and [`run`]: what is run, and in which role.
+//! 2. [`machine`]: what is built, on [`kvm`] and [`memory`], started by [`boot`], with a [`board`] and [`virtio`] windows.
+//! 3. [`vcpu`]: from one synchronous exit to the next.
+//! 4. [`ft`]: what happens in the window between them, on a primary and on a backup.
+//! 5. [`status`] and [`cli`]: what people see of it.
+
+/// What the VMM and the micro guest agreed on; one text for both.
+#[path = "../guest/src/abi.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod abi;
+pub mod board;
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod ft;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod run;
+pub mod status;
+pub mod vcpu;
+pub mod virtio;

@@ -1,1 +1,39 @@
-//! Placeholder.
+//! Staging: how a device process and its VMM on one host hand each other bytes.
+//!
+//! The VMM end makes one sealed memfd and two doorbells (eventfds) and hands them over a Unix seqpacket socket on
+//! which the device end listens. After that everything moves through shared memory:
+//!
+//! ```text
+//!   device end                                   VMM end
+//!   stage_completion  ──── ring completions ───▶ pop_completion
+//!   stage_returned
+//!   stage_frame       ──── ring frames ────────▶ pop_frame
+//!   pop_order         ◀─── ring orders ───────── push_order
+//!   look              ◀─── gate ──────────────── GateWriter (acked, lease, mode)
+//!   publish_waiting   ──── waiting_for, held ──▶ GateWriter::snapshot
+//! ```
+//!
+//! Neither end trusts the other: every index, length and kind is checked once, after it was copied out, and a lie is
+//! a [`Fault`], never a panic and never growth. Rings have a fixed size; full means push back. A doorbell is rung only
+//! when the other side said that it sleeps.
+//!
+//! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
+//! `memory` (where all this lies), then [`vmm_end`] and [`device_end`].
+#![forbid(unsafe_code)]
+
+pub mod device_end;
+pub mod doorbell;
+pub mod gate;
+pub mod limits;
+mod memory;
+pub mod message;
+mod ring;
+mod socket;
+pub mod vmm_end;
+
+pub use device_end::{AcceptError, BindError, DeviceEnd, DeviceListener, StageError};
+pub use doorbell::Doorbell;
+pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};
+pub use message::{DeviceFacts, DeviceKind, Order, Staged, VmmFacts};
+pub use ring::Fault;
+pub use vmm_end::{ConnectError, PushError, VmmEnd};

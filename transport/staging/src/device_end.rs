@@ -1,0 +1,411 @@
+//! The device process's end: listens, accepts one VMM, stages inputs, pops orders, looks at the gate.
+//!
+//! Owned by the device's worker thread. It moves bytes and never decides whether an output may leave (the protocol's
+//! `Outbox` does) nor touches guest memory.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
+use lockstep_protocol::outbox::Gate;
+use thiserror::Error;
+use vm_memory::{Bytes, VolatileSlice};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::doorbell::Doorbell;
+use crate::gate::{GateReader, Mode, wake};
+use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::memory::{SharedMemory, Which, word};
+use crate::message::{
+    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, StagedHeader, VERSION, tag,
+};
+use crate::ring::{Consumer, Fault, Producer, ReserveError, Slot, payload_max};
+use crate::socket::{self, DESCRIPTORS_MAX};
+
+/// A connector that says nothing for this long is sent away; the worker thread waits for it.
+const SETUP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why a device process cannot listen.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Another process listens there.
+    #[error("Another process listens at {0} already")]
+    InUse(PathBuf),
+    /// The kernel refused.
+    #[error("Cannot listen at {path}")]
+    Os {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Why a connector did not become our VMM. The listener goes on.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// It was sent away with this reason.
+    #[error("A VMM was refused: {0}")]
+    Refused(String),
+    /// The socket broke, or nothing came in time.
+    #[error("A VMM connected and did not complete the set-up")]
+    Socket(#[from] io::Error),
+}
+
+/// Why nothing was staged.
+#[derive(Debug, Error)]
+pub enum StageError {
+    /// The VMM does not keep up; stop reading the outside. The doorbell rings when there is room.
+    #[error("The staging ring is full")]
+    Full,
+    /// It can never fit.
+    #[error("An input is longer than the staging ring allows")]
+    TooLong,
+    /// The VMM broke the ring; close the session.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The bytes could not be read; nothing was staged.
+    #[error("The bytes to stage could not be read")]
+    Io(#[from] io::Error),
+}
+
+impl From<ReserveError> for StageError {
+    fn from(error: ReserveError) -> Self {
+        match error {
+            ReserveError::Full => Self::Full,
+            ReserveError::TooLong => Self::TooLong,
+            ReserveError::Fault(fault) => Self::Fault(fault),
+        }
+    }
+}
+
+/// The staging socket of a device process; removed from the file system when dropped.
+#[derive(Debug)]
+pub struct DeviceListener {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+impl DeviceListener {
+    /// Listens at `path`. A socket that a dead process left behind is replaced.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let socket = match socket::listen_at(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if socket::connect_to(path).is_ok() {
+                    return Err(BindError::InUse(path.to_owned()));
+                }
+                std::fs::remove_file(path).and_then(|()| socket::listen_at(path))
+            }
+            other => other,
+        };
+        match socket {
+            Ok(socket) => Ok(Self { socket, path: path.to_owned() }),
+            Err(source) => Err(BindError::Os { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak.
+    pub fn accept(&self, facts: &DeviceFacts) -> Result<Option<DeviceEnd>, AcceptError> {
+        let Some(socket) = socket::accept_at(self.socket.as_fd())? else { return Ok(None) };
+        socket::limit_waiting(socket.as_fd(), SETUP_TIMEOUT)?;
+        let mut request = Request::new_zeroed();
+        let packet = socket::receive(socket.as_fd(), request.as_mut_bytes())?;
+        if packet.length == 0 {
+            return Err(AcceptError::Socket(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match open(&request, packet.length, packet.descriptors, facts.kind) {
+            Ok((memory, device_doorbell, vmm_doorbell)) => {
+                socket::send(socket.as_fd(), Answer::accepted(facts).as_bytes(), &[])?;
+                let vmm_release = request.release();
+                Ok(Some(DeviceEnd::new(socket, memory, [device_doorbell, vmm_doorbell], vmm_release)))
+            }
+            Err(reason) => {
+                socket::send(socket.as_fd(), Answer::refused(&reason).as_bytes(), &[])?;
+                Err(AcceptError::Refused(reason))
+            }
+        }
+    }
+
+    /// Sends the next connector away, without hearing it.
+    pub fn refuse(&self, reason: &str) {
+        if let Ok(Some(socket)) = socket::accept_at(self.socket.as_fd()) {
+            // One that does not listen does not learn why.
+            let _ = socket::limit_waiting(socket.as_fd(), SETUP_TIMEOUT)
+                .and_then(|()| socket::send(socket.as_fd(), Answer::refused(reason).as_bytes(), &[]));
+        }
+    }
+}
+
+impl Drop for DeviceListener {
+    fn drop(&mut self) {
+        // Somebody else may have cleaned up before us.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl AsRawFd for DeviceListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// One VMM, as a device process sees it.
+#[derive(Debug)]
+pub struct DeviceEnd {
+    socket: OwnedFd,
+    memory: Arc<SharedMemory>,
+    completions: Producer,
+    frames: Producer,
+    orders: Consumer,
+    doorbell: Doorbell,
+    vmm_doorbell: Doorbell,
+    vmm_release: String,
+    gate: GateReader,
+    /// What `look` saw last; a change keeps us from sleeping.
+    seen: (Gate, Mode),
+    waiting_for: Option<LogOffset>,
+}
+
+impl DeviceEnd {
+    fn new(
+        socket: OwnedFd,
+        memory: SharedMemory,
+        [doorbell, vmm_doorbell]: [Doorbell; 2],
+        vmm_release: String,
+    ) -> Self {
+        let memory = Arc::new(memory);
+        let producer = |which| Producer::new(memory.clone(), memory.place(which));
+        let gate = GateReader::new(memory.clone());
+        let seen = (gate.gate(), Mode::Quiet);
+        Self {
+            socket,
+            completions: producer(Which::Completions),
+            frames: producer(Which::Frames),
+            orders: Consumer::new(memory.clone(), memory.place(Which::Orders)),
+            doorbell,
+            vmm_doorbell,
+            vmm_release,
+            gate,
+            seen,
+            waiting_for: None,
+            memory,
+        }
+    }
+
+    /// Lets `fill` write a frame of at most `room` bytes straight into the ring; it says how many it wrote.
+    ///
+    /// An error of `fill` (as "would block") stages nothing. Says how long the frame is.
+    pub fn stage_frame(
+        &mut self,
+        room: usize,
+        fill: impl FnOnce(&mut VolatileSlice<'_>) -> io::Result<usize>,
+    ) -> Result<usize, StageError> {
+        let slot = self.frames.reserve(room)?;
+        let length = fill(&mut slot.bytes())?;
+        slot.commit(length, tag::FRAME);
+        self.wake_vmm();
+        Ok(length)
+    }
+
+    /// Lets `fill` write the `length` bytes of a completion straight into the ring.
+    pub fn stage_completion(
+        &mut self,
+        queue: QueueIndex,
+        head: Head,
+        length: usize,
+        fill: impl FnOnce(&mut VolatileSlice<'_>) -> io::Result<()>,
+    ) -> Result<(), StageError> {
+        if length > COMPLETION_BYTES_MAX {
+            return Err(StageError::TooLong);
+        }
+        let header = StagedHeader { queue: queue.get(), value: head.get(), reserved: 0 };
+        let slot = reserve_staged(&mut self.completions, header, length)?;
+        let mut payload =
+            slot.bytes().offset(size_of::<StagedHeader>()).expect("the slot is longer than its header");
+        fill(&mut payload)?;
+        slot.commit(size_of::<StagedHeader>() + length, tag::COMPLETION);
+        self.wake_vmm();
+        Ok(())
+    }
+
+    /// Stages a completion whose bytes are at hand, in pieces (as read data and status byte).
+    pub fn stage_completion_bytes(
+        &mut self,
+        queue: QueueIndex,
+        head: Head,
+        pieces: &[&[u8]],
+    ) -> Result<(), StageError> {
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        self.stage_completion(queue, head, length, |room| {
+            let mut at = 0;
+            for piece in pieces {
+                room.write_slice(piece, at).map_err(io::Error::other)?;
+                at += piece.len();
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether a completion of this length would be staged now; so that a request is not begun in vain.
+    pub fn has_room_for_completion(&mut self, length: usize) -> Result<bool, StageError> {
+        match self.completions.reserve(size_of::<StagedHeader>() + length) {
+            Ok(_) => Ok(true),
+            Err(ReserveError::Full) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The oldest `count` heads in flight of this queue are done.
+    pub fn stage_returned(&mut self, queue: QueueIndex, count: u16) -> Result<(), StageError> {
+        let header = StagedHeader { queue: queue.get(), value: count, reserved: 0 };
+        let slot = reserve_staged(&mut self.completions, header, 0)?;
+        slot.commit(size_of::<StagedHeader>(), tag::RETURNED);
+        self.wake_vmm();
+        Ok(())
+    }
+
+    /// The next chain to read.
+    pub fn pop_order(&mut self) -> Result<Option<Order>, Fault> {
+        let order = self.orders.pop(|tag, entry| {
+            if tag != tag::ORDER {
+                return Err(Fault::Kind(tag));
+            }
+            let mut body = OrderBytes::new_zeroed();
+            let wrong = |_| Fault::Length(u32::try_from(entry.len()).unwrap_or(u32::MAX));
+            entry.read_slice(body.as_mut_bytes(), 0).map_err(wrong)?;
+            Ok(Order::from(body))
+        })?;
+        if order.is_some() && self.orders.unblocks_producer() {
+            self.wake_vmm();
+        }
+        Ok(order)
+    }
+
+    /// What the gate says now. To be asked right before each output leaves.
+    pub fn gate(&mut self) -> Gate {
+        self.seen.0 = self.gate.gate();
+        self.seen.0
+    }
+
+    /// What the VMM wants of this process now.
+    pub fn mode(&mut self) -> Mode {
+        self.seen.1 = self.gate.mode();
+        self.seen.1
+    }
+
+    /// The gate, for another thread of this process.
+    pub fn gate_reader(&self) -> GateReader {
+        self.gate.clone()
+    }
+
+    /// Tells the VMM what the oldest held output waits for and how many are held. Call after each change.
+    pub fn publish_waiting(&mut self, waiting_for: Option<LogOffset>, held: usize) {
+        self.waiting_for = waiting_for;
+        self.memory.word(word::HELD).store(held as u64, Ordering::Relaxed);
+        self.memory.word(word::WAITING_FOR).store(waiting_for.map_or(u64::MAX, LogOffset::get), Ordering::SeqCst);
+    }
+
+    /// Counts outputs that left, for the VMM's status.
+    pub fn count_released(&self, count: u64) {
+        self.memory.word(word::RELEASED).fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// What to poll while sleeping.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// Says that this end is about to sleep. `false`: do not, there is something to do.
+    ///
+    /// Something to do is: an order; room after a `Full`; another mode than `mode` said last; or a gate that changed
+    /// since `gate` was asked last and whose acks cover what we wait for. Call `publish_waiting` before.
+    pub fn prepare_sleep(&mut self) -> bool {
+        let sleeps = self.memory.flag(word::DEVICE_SLEEPS);
+        sleeps.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let gate = self.gate.gate();
+        let (seen, seen_mode) = self.seen;
+        let moved = gate.acked != seen.acked || gate.lease_until != seen.lease_until;
+        let releasable = self.waiting_for.is_some_and(|needs| moved && needs <= gate.acked);
+        let room = self.completions.may_proceed() || self.frames.may_proceed();
+        if self.orders.has_entries() || room || releasable || self.gate.mode() != seen_mode {
+            sleeps.store(0, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// Ends a sleep, whatever woke us.
+    pub fn wake_up(&self) {
+        self.memory.flag(word::DEVICE_SLEEPS).store(0, Ordering::SeqCst);
+        self.doorbell.drain();
+    }
+
+    /// Poll this for reading or hang-up: both mean that [`Self::is_hung_up`] should be asked.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether the VMM is gone.
+    pub fn is_hung_up(&self) -> bool {
+        socket::is_hung_up(&self.socket)
+    }
+
+    /// The VMM's release, for logs.
+    pub fn vmm_release(&self) -> &str {
+        &self.vmm_release
+    }
+
+    fn wake_vmm(&self) {
+        wake(&self.memory, word::VMM_SLEEPS, &self.vmm_doorbell);
+    }
+}
+
+/// A slot with its header already in place.
+fn reserve_staged(ring: &mut Producer, header: StagedHeader, length: usize) -> Result<Slot<'_>, ReserveError> {
+    let slot = ring.reserve(size_of::<StagedHeader>() + length)?;
+    slot.bytes().copy_from(header.as_bytes());
+    Ok(slot)
+}
+
+/// Checks a request and maps what came with it; the error is the reason of the refusal.
+fn open(
+    request: &Request,
+    length: usize,
+    descriptors: Vec<OwnedFd>,
+    kind: DeviceKind,
+) -> Result<(SharedMemory, Doorbell, Doorbell), String> {
+    // Magic and version lie in the first 12 bytes of every version.
+    if length < 12 || request.magic != MAGIC {
+        return Err("This is the staging socket of a Lockstep device process".to_owned());
+    }
+    if request.version != VERSION || length != size_of::<Request>() {
+        return Err(format!("The VMM speaks staging version {}, this device speaks {VERSION}", request.version));
+    }
+    if request.kind != kind as u32 {
+        let wanted = DeviceKind::from_word(request.kind).map_or("another kind".to_owned(), |kind| kind.to_string());
+        return Err(format!("The VMM wants a {wanted}, this is a {kind}"));
+    }
+    check_sizes(request, kind)?;
+    let [memory, device_doorbell, vmm_doorbell] = <[OwnedFd; DESCRIPTORS_MAX]>::try_from(descriptors)
+        .map_err(|given| format!("The set-up came with {} descriptors instead of {DESCRIPTORS_MAX}", given.len()))?;
+    let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| error.to_string())?;
+    Ok((memory, Doorbell::from_fd(device_doorbell), Doorbell::from_fd(vmm_doorbell)))
+}
+
+fn check_sizes(request: &Request, kind: DeviceKind) -> Result<(), String> {
+    let sizes = request.sizes();
+    let (ring, needed) = match kind {
+        DeviceKind::Net => (sizes.frames, FRAME_BYTES_MAX),
+        DeviceKind::Blk => (sizes.completions, COMPLETION_BYTES_MAX + size_of::<StagedHeader>()),
+    };
+    // The division cannot go below zero: the smallest ring is refused later, by name.
+    if ring < 64 || payload_max(ring) < needed as u64 {
+        return Err(format!("A ring of {ring} bytes is too small for entries of {needed} bytes"));
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! The VMM's end: connects, makes the shared memory, pops what was staged, pushes orders.
+//!
+//! Owned by the vCPU thread, which looks at it in windows and while it idles. The gate is written by another thread
+//! through [`GateWriter`]. This end never touches guest memory and knows nothing of the log.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use lockstep_protocol::ids::{Head, QueueIndex};
+use thiserror::Error;
+use vm_memory::{Bytes, VolatileSlice};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::doorbell::Doorbell;
+use crate::gate::{GateWriter, wake};
+use crate::limits::{
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
+};
+use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
+use crate::message::{
+    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, Staged, StagedHeader, VERDICT_ACCEPTED,
+    VERDICT_REFUSED, VERSION, VmmFacts, tag,
+};
+use crate::ring::{Consumer, Fault, Producer, ReserveError};
+use crate::socket;
+
+/// How long to wait before trying again to reach a device process that does not listen yet.
+const CONNECT_RETRY: Duration = Duration::from_millis(5);
+
+/// Why no device process could be reached or agreed with.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// Nobody listens there.
+    #[error("No device process listens at {path}")]
+    NobodyListens {
+        /// The socket.
+        path: String,
+        /// What the kernel said last.
+        source: io::Error,
+    },
+    /// The shared memory could not be made.
+    #[error("The shared memory for staging could not be made")]
+    Memory(#[from] MemoryError),
+    /// The doorbells could not be made.
+    #[error("A doorbell could not be made")]
+    Doorbell(#[source] io::Error),
+    /// The socket broke or nothing came in time.
+    #[error("The device process at {path} did not answer")]
+    NoAnswer {
+        /// The socket.
+        path: String,
+        /// What happened.
+        source: io::Error,
+    },
+    /// It said no, and why.
+    #[error("The device process at {path} refused: {reason}")]
+    Refused {
+        /// The socket.
+        path: String,
+        /// In its words.
+        reason: String,
+    },
+    /// It speaks another version of staging.
+    #[error("The device process at {path} speaks staging version {theirs}, this VMM speaks {VERSION}")]
+    Version {
+        /// The socket.
+        path: String,
+        /// Their version.
+        theirs: u32,
+    },
+    /// Whatever listens there is no device process of ours.
+    #[error("The process at {path} gave an answer that makes no sense")]
+    Nonsense {
+        /// The socket.
+        path: String,
+    },
+}
+
+/// Why an order was not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum PushError {
+    /// The device process does not keep up; its doorbell will tell when it did.
+    #[error("The device process has not read its earlier orders yet")]
+    Full,
+    /// The session must be closed.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// One device, as its VMM sees it.
+#[derive(Debug)]
+pub struct VmmEnd {
+    socket: OwnedFd,
+    memory: Arc<SharedMemory>,
+    completions: Consumer,
+    frames: Consumer,
+    orders: Producer,
+    doorbell: Doorbell,
+    device_doorbell: Arc<Doorbell>,
+}
+
+impl VmmEnd {
+    /// Reaches the device process at `path`, waiting up to `timeout` for it to listen and to answer.
+    pub fn connect(path: &Path, facts: &VmmFacts, timeout: Duration) -> Result<(Self, DeviceFacts), ConnectError> {
+        let name = || path.display().to_string();
+        let socket = reach(path, timeout)?;
+        let sizes = sizes_for(facts.kind);
+        let (memory, file) = SharedMemory::create(sizes)?;
+        memory.word(word::WAITING_FOR).store(u64::MAX, Ordering::SeqCst);
+        let doorbell = Doorbell::new().map_err(ConnectError::Doorbell)?;
+        let device_doorbell = Doorbell::new().map_err(ConnectError::Doorbell)?;
+        let answer = ask(socket.as_fd(), &Request::new(facts, sizes), &file, [&device_doorbell, &doorbell], timeout)
+            .map_err(|source| ConnectError::NoAnswer { path: name(), source })?;
+        let device = judge(&answer, path, facts.kind)?;
+        let memory = Arc::new(memory);
+        let consumer = |which| Consumer::new(memory.clone(), memory.place(which));
+        let end = Self {
+            socket,
+            completions: consumer(Which::Completions),
+            frames: consumer(Which::Frames),
+            orders: Producer::new(memory.clone(), memory.place(Which::Orders)),
+            doorbell,
+            device_doorbell: Arc::new(device_doorbell),
+            memory,
+        };
+        Ok((end, device))
+    }
+
+    /// The oldest thing on the completions ring. The bytes of a completion replace what is in `bytes`.
+    pub fn pop_completion(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Staged>, Fault> {
+        let staged = self.completions.pop(|tag, entry| read_staged(tag, entry, bytes))?;
+        self.give_room(staged.is_some(), self.completions.unblocks_producer());
+        Ok(staged)
+    }
+
+    /// The oldest frame, virtio header first; it replaces what is in `bytes`. Says how long it is.
+    pub fn pop_frame(&mut self, bytes: &mut Vec<u8>) -> Result<Option<usize>, Fault> {
+        let length = self.frames.pop(|tag, entry| {
+            if tag != tag::FRAME {
+                return Err(Fault::Kind(tag));
+            }
+            copy_out(entry, bytes);
+            Ok(bytes.len())
+        })?;
+        self.give_room(length.is_some(), self.frames.unblocks_producer());
+        Ok(length)
+    }
+
+    /// Whether there is something to pop. Two loads; cheap enough for every window.
+    pub fn has_inputs(&self) -> bool {
+        self.completions.has_entries() || self.frames.has_entries()
+    }
+
+    /// Whether frames wait, apart from completions.
+    pub fn has_frames(&self) -> bool {
+        self.frames.has_entries()
+    }
+
+    /// Hands a head over; call [`Self::flush_orders`] after the last one of a window.
+    pub fn push_order(&mut self, order: Order) -> Result<(), PushError> {
+        let body = OrderBytes::from(order);
+        let slot = self.orders.reserve(size_of::<OrderBytes>()).map_err(|error| match error {
+            ReserveError::Full => PushError::Full,
+            ReserveError::Fault(fault) => PushError::Fault(fault),
+            ReserveError::TooLong => unreachable!("an order is 16 bytes, and no ring is smaller than a page"),
+        })?;
+        slot.bytes().copy_from(body.as_bytes());
+        slot.commit(size_of::<OrderBytes>(), tag::ORDER);
+        Ok(())
+    }
+
+    /// Wakes the device process if it sleeps.
+    pub fn flush_orders(&self) {
+        wake(&self.memory, word::DEVICE_SLEEPS, &self.device_doorbell);
+    }
+
+    /// What to poll while sleeping.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// Says that this end is about to sleep. `false`: do not, something came meanwhile.
+    pub fn prepare_sleep(&self) -> bool {
+        let sleeps = self.memory.flag(word::VMM_SLEEPS);
+        sleeps.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if self.has_inputs() || self.orders.may_proceed() {
+            sleeps.store(0, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// Ends a sleep, whatever woke us.
+    pub fn wake_up(&self) {
+        self.memory.flag(word::VMM_SLEEPS).store(0, Ordering::SeqCst);
+        self.doorbell.drain();
+    }
+
+    /// Poll this for reading or hang-up: both mean that [`Self::is_hung_up`] should be asked.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether the device process is gone.
+    pub fn is_hung_up(&self) -> bool {
+        socket::is_hung_up(&self.socket)
+    }
+
+    /// The gate, for the thread that hears acks.
+    pub fn gate(&self) -> GateWriter {
+        GateWriter::new(self.memory.clone(), self.device_doorbell.clone())
+    }
+
+    fn give_room(&self, popped: bool, producer_waits: bool) {
+        if popped && producer_waits {
+            wake(&self.memory, word::DEVICE_SLEEPS, &self.device_doorbell);
+        }
+    }
+}
+
+fn sizes_for(kind: DeviceKind) -> RingSizes {
+    match kind {
+        DeviceKind::Net => {
+            RingSizes { completions: NET_COMPLETIONS_RING, frames: NET_FRAMES_RING, orders: ORDERS_RING }
+        }
+        DeviceKind::Blk => {
+            RingSizes { completions: BLK_COMPLETIONS_RING, frames: BLK_FRAMES_RING, orders: ORDERS_RING }
+        }
+    }
+}
+
+/// Connects, trying again while the process is not up yet.
+fn reach(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match socket::connect_to(path) {
+            Ok(socket) => return Ok(socket),
+            Err(source) if Instant::now() >= deadline || !is_not_up_yet(&source) => {
+                return Err(ConnectError::NobodyListens { path: path.display().to_string(), source });
+            }
+            Err(_) => std::thread::sleep(CONNECT_RETRY),
+        }
+    }
+}
+
+fn is_not_up_yet(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock)
+}
+
+fn ask(
+    socket: BorrowedFd<'_>,
+    request: &Request,
+    memory: &File,
+    [device_doorbell, doorbell]: [&Doorbell; 2],
+    timeout: Duration,
+) -> io::Result<Answer> {
+    socket::limit_waiting(socket, timeout)?;
+    socket::send(socket, request.as_bytes(), &[memory.as_fd(), device_doorbell.as_fd(), doorbell.as_fd()])?;
+    let mut answer = Answer::new_zeroed();
+    match socket::receive(socket, answer.as_mut_bytes())?.length {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(answer),
+    }
+}
+
+fn judge(answer: &Answer, path: &Path, wanted: DeviceKind) -> Result<DeviceFacts, ConnectError> {
+    let path = path.display().to_string();
+    if answer.magic != MAGIC {
+        return Err(ConnectError::Nonsense { path });
+    }
+    match answer.verdict {
+        VERDICT_REFUSED => Err(ConnectError::Refused { path, reason: answer.reason() }),
+        VERDICT_ACCEPTED if answer.version != VERSION => {
+            Err(ConnectError::Version { path, theirs: answer.version })
+        }
+        VERDICT_ACCEPTED => {
+            answer.facts().filter(|facts| facts.kind == wanted).ok_or(ConnectError::Nonsense { path })
+        }
+        _ => Err(ConnectError::Nonsense { path }),
+    }
+}
+
+fn read_staged(tag: u32, entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) -> Result<Staged, Fault> {
+    let too_short = || Fault::Length(u32::try_from(entry.len()).unwrap_or(u32::MAX));
+    let mut header = StagedHeader::new_zeroed();
+    entry.read_slice(header.as_mut_bytes(), 0).map_err(|_| too_short())?;
+    let queue = QueueIndex::new(header.queue);
+    match tag {
+        tag::COMPLETION => {
+            let payload = entry.offset(size_of::<StagedHeader>()).map_err(|_| too_short())?;
+            copy_out(&payload, bytes);
+            Ok(Staged::Completion { queue, head: Head::new(header.value) })
+        }
+        tag::RETURNED => Ok(Staged::Returned { queue, count: header.value }),
+        unknown => Err(Fault::Kind(unknown)),
+    }
+}
+
+/// The one copy out of shared memory. What was in `bytes` is overwritten, not zeroed first.
+fn copy_out(entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) {
+    bytes.resize(entry.len(), 0);
+    entry.copy_to(bytes.as_mut_slice());
+}

@@ -1,0 +1,88 @@
+//! What can be asked of `lockstep demo` and `lockstep bench`. The `lockstep` binary embeds these in its command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Arguments of `lockstep demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// What the VM boots
+    #[arg(long, value_enum, default_value_t = Guest::Micro)]
+    pub guest: Guest,
+    /// When the primary is killed, in ms after the clients started [default: 2000 and up to 500 more, by the seed]
+    #[arg(long, value_name = "MS")]
+    pub kill_after: Option<u64>,
+    /// How long the clients run
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// What the clients do and when the kill comes; the same seed asks the same questions
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// How many TCP connections
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub clients: u16,
+    /// Stop the primary for 3 s (SIGSTOP, then SIGCONT) instead of killing it
+    #[arg(long, conflicts_with = "cut")]
+    pub pause: bool,
+    /// Cut the link between the hosts, both ways, instead of killing the primary
+    #[arg(long)]
+    pub cut: bool,
+    /// Who hands out terms: a directory that both hosts share, or a lockstep-arbiter service over it
+    #[arg(long, value_enum, default_value_t = Arbiter::File)]
+    pub arbiter: Arbiter,
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Keep configuration, disk and the hosts' logs in DIR
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Show the hosts' own log lines
+    #[arg(long)]
+    pub verbose: bool,
+}
+
+/// Arguments of `lockstep bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// What the VM boots
+    #[arg(long, value_enum, default_value_t = Guest::Micro)]
+    pub guest: Guest,
+    /// How long all measurements take together
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(4..=3600))]
+    pub seconds: u64,
+    /// How many TCP connections the throughput parts use
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub clients: u16,
+    /// How many requests each of them has in flight
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub pipeline: u16,
+    /// How often unprotected and protected take turns
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub rounds: u16,
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Keep configuration, disk and the hosts' logs in DIR
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Show the hosts' own log lines
+    #[arg(long)]
+    pub verbose: bool,
+}
+
+/// What the VM boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guest {
+    /// The key-value server that is embedded in lockstep
+    Micro,
+}
+
+/// Who hands out terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arbiter {
+    /// A shared directory
+    File,
+    /// A lockstep-arbiter process
+    Quic,
+}

@@ -1,0 +1,401 @@
+//! From the file as written to checked values; called by `Config::parse` alone. Every refusal names the key, the line
+//! and what would do. Nothing here touches the file system: whether a path exists is for `lockstep check` and for
+//! whoever opens it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_protocol::ids::NodeName;
+use toml::Spanned;
+
+use super::digest::digest;
+use super::raw;
+use super::{Arbiter, Config, ConfigError, DeviceSockets, Disk, DiskMode, Guest, Net, Node, Pair, Vm};
+
+/// Turns the text of a configuration file into checked values.
+pub(super) fn validate(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let file: raw::File = toml::from_str(text).map_err(|error| syntax(path, text, &error))?;
+    let at = Source {
+        path,
+        text,
+        base: path.parent().unwrap_or(Path::new("")),
+    };
+    let vm = vm(&at, file.vm)?;
+    let pair = pair(&at, &file.pair)?;
+    let nodes = nodes(&at, file.node, &vm)?;
+    let digest = digest(&vm, &pair, file.arbiter.get_ref(), &nodes);
+    let arbiter = arbiter(&at, file.arbiter)?;
+    Ok(Config {
+        path: path.into(),
+        vm,
+        pair,
+        arbiter,
+        nodes,
+        digest,
+    })
+}
+
+/// The text and what is needed to point into it.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+    base: &'a Path,
+}
+
+impl Source<'_> {
+    fn refuse(&self, offset: usize, key: &str, problem: impl Into<String>) -> ConfigError {
+        ConfigError::Value {
+            path: self.path.into(),
+            line: line_of(self.text, offset),
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn path_at(&self, key: &str, value: Spanned<String>) -> Result<PathBuf, ConfigError> {
+        if value.get_ref().is_empty() {
+            return Err(self.refuse(value.span().start, key, "is empty; write a path"));
+        }
+        Ok(self.base.join(value.into_inner()))
+    }
+
+    fn optional_path(
+        &self,
+        key: &str,
+        value: Option<Spanned<String>>,
+    ) -> Result<Option<PathBuf>, ConfigError> {
+        value.map(|value| self.path_at(key, value)).transpose()
+    }
+
+    fn socket_address(&self, key: &str, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        value.get_ref().parse().map_err(|_| {
+            let problem = format!(
+                "\"{}\" is not an address; write IP:PORT, as in \"192.0.2.1:7001\"",
+                value.get_ref()
+            );
+            self.refuse(value.span().start, key, problem)
+        })
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map_or(1, |span| line_of(text, span.start));
+    ConfigError::Syntax {
+        path: path.into(),
+        line,
+        problem: error.message().replace('\n', ", "),
+    }
+}
+
+fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
+    if !is_name(raw.name.get_ref()) {
+        return Err(at.refuse(raw.name.span().start, "vm.name", NAME_RULE));
+    }
+    if let Some(cmdline) = &raw.cmdline
+        && (cmdline.get_ref().len() > CMDLINE_MAX || cmdline.get_ref().contains('\0'))
+    {
+        let problem = format!("must be at most {CMDLINE_MAX} bytes without NUL");
+        return Err(at.refuse(cmdline.span().start, "vm.cmdline", problem));
+    }
+    let memory_mib = match raw.memory_mib {
+        None => MEMORY_MIB_DEFAULT,
+        Some(value) if MEMORY_MIB.contains(value.get_ref()) => value.into_inner(),
+        Some(value) => {
+            let problem = format!("must be from {} to {}", MEMORY_MIB.start(), MEMORY_MIB.end());
+            return Err(at.refuse(value.span().start, "vm.memory_mib", problem));
+        }
+    };
+    Ok(Vm {
+        name: raw.name.into_inner(),
+        guest: match raw.guest {
+            raw::Guest::Micro => Guest::Micro,
+        },
+        memory_mib,
+        cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
+        net: raw.net.map(|net| mac(at, &net.mac)).transpose()?,
+        disk: raw.disk.map(|disk| match disk.mode {
+            raw::DiskMode::Shared => Disk {
+                mode: DiskMode::Shared,
+            },
+        }),
+    })
+}
+
+fn mac(at: &Source<'_>, raw: &Spanned<String>) -> Result<Net, ConfigError> {
+    let bytes: Option<Vec<u8>> = raw
+        .get_ref()
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2))
+        .collect();
+    let mac: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    match mac {
+        Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Net { mac }),
+        _ => {
+            let problem =
+                "is not a unicast MAC address; write six pairs of hex digits, as in \"52:54:00:4c:53:01\"";
+            Err(at.refuse(raw.span().start, "vm.net.mac", problem))
+        }
+    }
+}
+
+fn pair(at: &Source<'_>, raw: &raw::Pair) -> Result<Pair, ConfigError> {
+    let value = |key: &str, value: &Option<Spanned<u64>>, default: u64, range: (u64, u64)| match value {
+        None => Ok(default),
+        Some(value) if (range.0..=range.1).contains(value.get_ref()) => Ok(*value.get_ref()),
+        Some(value) => {
+            let problem = format!("must be from {} to {}", range.0, range.1);
+            Err(at.refuse(value.span().start, key, problem))
+        }
+    };
+    let heartbeat = value(
+        "pair.heartbeat_ms",
+        &raw.heartbeat_ms,
+        HEARTBEAT_MS_DEFAULT,
+        TIMER_MS,
+    )?;
+    let timeout = value("pair.timeout_ms", &raw.timeout_ms, TIMEOUT_MS_DEFAULT, TIMER_MS)?;
+    let lease = value("pair.lease_ms", &raw.lease_ms, LEASE_MS_DEFAULT, TIMER_MS)?;
+    let window = value(
+        "pair.log_window_kib",
+        &raw.log_window_kib,
+        LOG_WINDOW_KIB_DEFAULT,
+        LOG_WINDOW_KIB,
+    )?;
+    let offset = |value: &Option<Spanned<u64>>| value.as_ref().map_or(0, |value| value.span().start);
+    if lease >= timeout {
+        let problem = format!(
+            "must be below pair.timeout_ms, which is {timeout}: the backup may only go live when the lease is over"
+        );
+        return Err(at.refuse(
+            offset(&raw.lease_ms).max(offset(&raw.timeout_ms)),
+            "pair.lease_ms",
+            problem,
+        ));
+    }
+    if heartbeat * 2 > lease {
+        let problem = format!(
+            "must be at most half of pair.lease_ms, which is {lease}: one late heartbeat must not stop the outputs"
+        );
+        return Err(at.refuse(
+            offset(&raw.heartbeat_ms).max(offset(&raw.lease_ms)),
+            "pair.heartbeat_ms",
+            problem,
+        ));
+    }
+    Ok(Pair {
+        heartbeat: Duration::from_millis(heartbeat),
+        timeout: Duration::from_millis(timeout),
+        lease: Duration::from_millis(lease),
+        log_window_bytes: window << 10,
+    })
+}
+
+fn arbiter(at: &Source<'_>, raw: Spanned<raw::Arbiter>) -> Result<Arbiter, ConfigError> {
+    let start = raw.span().start;
+    let raw = raw.into_inner();
+    let stray = |key: &str, value: &Option<Spanned<String>>, kind: &str| match value {
+        Some(value) => Err(at.refuse(
+            value.span().start,
+            key,
+            format!("means nothing to an arbiter of kind \"{kind}\"; take it out"),
+        )),
+        None => Ok(()),
+    };
+    match raw.kind {
+        raw::ArbiterKind::File => {
+            stray("arbiter.address", &raw.address, "file")?;
+            stray("arbiter.certificate", &raw.certificate, "file")?;
+            let dir = raw.dir.ok_or_else(|| {
+                at.refuse(
+                    start,
+                    "arbiter.dir",
+                    "is missing; name a directory that both hosts share",
+                )
+            })?;
+            Ok(Arbiter::File {
+                dir: at.path_at("arbiter.dir", dir)?,
+            })
+        }
+        raw::ArbiterKind::Quic => {
+            stray("arbiter.dir", &raw.dir, "quic")?;
+            let address = raw.address.ok_or_else(|| {
+                at.refuse(
+                    start,
+                    "arbiter.address",
+                    "is missing; write the IP:PORT of lockstep-arbiter",
+                )
+            })?;
+            let certificate = raw.certificate.ok_or_else(|| {
+                at.refuse(
+                    start,
+                    "arbiter.certificate",
+                    "is missing; name the certificate of lockstep-arbiter",
+                )
+            })?;
+            Ok(Arbiter::Quic {
+                address: at.socket_address("arbiter.address", &address)?,
+                certificate: at.path_at("arbiter.certificate", certificate)?,
+            })
+        }
+    }
+}
+
+type RawNodes = Spanned<BTreeMap<Spanned<String>, Spanned<raw::Node>>>;
+
+fn nodes(at: &Source<'_>, raw: RawNodes, vm: &Vm) -> Result<[Node; 2], ConfigError> {
+    let start = raw.span().start;
+    let mut nodes = Vec::new();
+    for (name, node) in raw.into_inner() {
+        nodes.push(self::node(at, &name, node, vm)?);
+    }
+    let count = nodes.len();
+    let nodes: [Node; 2] = nodes.try_into().map_err(|_| {
+        at.refuse(
+            start,
+            "node",
+            format!("there are {count} nodes; a pair is exactly two [node.NAME] tables"),
+        )
+    })?;
+    let [first, second] = &nodes;
+    if first.address == second.address {
+        let key = format!("node.{}.address", second.name);
+        return Err(at.refuse(
+            start,
+            &key,
+            format!("is the address of node {} too; give each its own", first.name),
+        ));
+    }
+    if first.run_dir == second.run_dir {
+        let key = format!("node.{}.run_dir", second.name);
+        return Err(at.refuse(
+            start,
+            &key,
+            format!("is that of node {} too; give each its own", first.name),
+        ));
+    }
+    Ok(nodes)
+}
+
+fn node(
+    at: &Source<'_>,
+    spanned_name: &Spanned<String>,
+    node: Spanned<raw::Node>,
+    vm: &Vm,
+) -> Result<Node, ConfigError> {
+    let start = node.span().start;
+    let node = node.into_inner();
+    let name: NodeName = spanned_name.get_ref().parse().map_err(|_| {
+        at.refuse(
+            spanned_name.span().start,
+            &format!("node.{}", spanned_name.get_ref()),
+            NAME_RULE,
+        )
+    })?;
+    let key = |field: &str| format!("node.{name}.{field}");
+    let address = at.socket_address(&key("address"), &node.address)?;
+    let listen = match &node.listen {
+        Some(listen) => at.socket_address(&key("listen"), listen)?,
+        None => address,
+    };
+    let net_process = device_sockets(
+        at,
+        &key("net_socket"),
+        &key("net_staging"),
+        node.net_socket,
+        node.net_staging,
+    )?;
+    let blk_process = device_sockets(
+        at,
+        &key("blk_socket"),
+        &key("blk_staging"),
+        node.blk_socket,
+        node.blk_staging,
+    )?;
+    if vm.net.is_some() && node.tap.is_none() && net_process.is_none() {
+        let problem = "is missing, but the VM has [vm.net]; name this host's tap, as in \"lstap0\"";
+        return Err(at.refuse(start, &key("tap"), problem));
+    }
+    if vm.disk.is_some() && node.disk.is_none() && blk_process.is_none() {
+        let problem =
+            "is missing, but the VM has [vm.disk]; name the disk file or block device as this host sees it";
+        return Err(at.refuse(start, &key("disk"), problem));
+    }
+    if let Some(tap) = &node.tap
+        && !is_interface_name(tap.get_ref())
+    {
+        let problem = "is not an interface name: 1 to 15 bytes, no space, no '/'";
+        return Err(at.refuse(tap.span().start, &key("tap"), problem));
+    }
+    Ok(Node {
+        address,
+        listen,
+        certificate: at.path_at(&key("certificate"), node.certificate)?,
+        key: at.path_at(&key("key"), node.key)?,
+        tap: node.tap.map(Spanned::into_inner),
+        disk: at.optional_path(&key("disk"), node.disk)?,
+        run_dir: at.path_at(&key("run_dir"), node.run_dir)?,
+        net_process,
+        blk_process,
+        name,
+    })
+}
+
+fn device_sockets(
+    at: &Source<'_>,
+    vhost_key: &str,
+    staging_key: &str,
+    vhost: Option<Spanned<String>>,
+    staging: Option<Spanned<String>>,
+) -> Result<Option<DeviceSockets>, ConfigError> {
+    match (vhost, staging) {
+        (None, None) => Ok(None),
+        (Some(vhost), Some(staging)) => Ok(Some(DeviceSockets {
+            vhost: at.path_at(vhost_key, vhost)?,
+            staging: at.path_at(staging_key, staging)?,
+        })),
+        (Some(vhost), None) => Err(at.refuse(
+            vhost.span().start,
+            vhost_key,
+            format!("needs `{staging_key}` beside it"),
+        )),
+        (None, Some(staging)) => Err(at.refuse(
+            staging.span().start,
+            staging_key,
+            format!("needs `{vhost_key}` beside it"),
+        )),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=32).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+fn is_interface_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+}
+
+const NAME_RULE: &str = "is not a name: 1 to 32 of a-z, 0-9 and '-'";
+/// As long as the boot page of the micro guest has room for.
+const CMDLINE_MAX: usize = 2048;
+const MEMORY_MIB_DEFAULT: u32 = 64;
+/// The micro guest needs some; its devices sit just above 3.25 GiB.
+const MEMORY_MIB: std::ops::RangeInclusive<u32> = 16..=3072;
+const HEARTBEAT_MS_DEFAULT: u64 = 20;
+const TIMEOUT_MS_DEFAULT: u64 = 120;
+const LEASE_MS_DEFAULT: u64 = 100;
+const TIMER_MS: (u64, u64) = (1, 600_000);
+const LOG_WINDOW_KIB_DEFAULT: u64 = 16 * 1024;
+const LOG_WINDOW_KIB: (u64, u64) = (256, 1024 * 1024);

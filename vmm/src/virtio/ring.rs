@@ -1,0 +1,139 @@
+//! A virtqueue as the VMM of a protected VM keeps it: the only place where an avail index is read and a used ring moves.
+//!
+//! Both hosts run the same calls at the same positions, so indices and in-flight heads are equal on both without being
+//! sent. The device process is told heads and never sees the rings' indices. A guest that breaks a ring's rules breaks
+//! only its own queue ([`Ring::is_broken`]).
+
+use lockstep_protocol::ids::Head;
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// The largest queue that is offered.
+pub const QUEUE_SIZE_MAX: u16 = 256;
+/// `VRING_USED_F_NO_NOTIFY`: the guest need not kick this queue.
+const USED_F_NO_NOTIFY: u16 = 1;
+
+/// A chain the guest made available and that is not yet used. Its descriptors are read when it is completed.
+type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
+
+/// One virtqueue.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    inflight: VecDeque<Chain>,
+    broken: bool,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        let queue = Queue::new(QUEUE_SIZE_MAX).expect("the limit is a power of two below 32768");
+        Self { queue, inflight: VecDeque::new(), broken: false }
+    }
+}
+
+impl Ring {
+    /// The registers' view, for the device window and the front-end.
+    #[must_use]
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The registers' view, to be set up by the guest before it is ready.
+    pub fn queue_mut(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    /// Heads the guest made available and nobody completed, oldest first.
+    #[must_use]
+    pub fn inflight(&self) -> Vec<Head> {
+        self.inflight.iter().map(|chain| Head::new(chain.head_index())).collect()
+    }
+
+    /// Whether the guest broke the rules; a broken queue does nothing until reset.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Tells the guest that adding buffers needs no kick. Called once, when the driver is ready.
+    pub fn silence_kicks(&mut self, memory: &GuestMemoryMmap) {
+        let flags = GuestAddress(self.queue.used_ring());
+        self.broken |= memory.write_obj(USED_F_NO_NOTIFY.to_le(), flags).is_err();
+    }
+
+    /// Takes every newly available chain in flight and says which they are.
+    pub fn take_kicked(&mut self, memory: &Arc<GuestMemoryMmap>) -> Vec<Head> {
+        let mut heads = Vec::new();
+        while let Some(chain) = self.pop(memory) {
+            heads.push(Head::new(chain.head_index()));
+            self.inflight.push_back(chain);
+        }
+        heads
+    }
+
+    /// How many chains wait to be taken.
+    #[must_use]
+    pub fn waiting(&self, memory: &GuestMemoryMmap) -> u16 {
+        if self.broken || !self.queue.ready() {
+            return 0;
+        }
+        self.queue
+            .avail_idx(memory, Ordering::Acquire)
+            .map_or(0, |idx| idx.0.wrapping_sub(self.queue.next_avail()))
+    }
+
+    /// Fills the next available chain with `bytes` and gives it back to the guest; false when there is none.
+    pub fn fill_next(&mut self, memory: &Arc<GuestMemoryMmap>, bytes: &[u8]) -> bool {
+        let Some(chain) = self.pop(memory) else { return false };
+        let head = chain.head_index();
+        let written = write_to(chain, memory, bytes);
+        self.give_back(memory, head, written);
+        true
+    }
+
+    /// Completes an in-flight chain with `bytes` for its writable part; false when no such head is in flight.
+    pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, bytes: &[u8]) -> bool {
+        let index = self.inflight.iter().position(|chain| chain.head_index() == head.get());
+        let Some(chain) = index.and_then(|index| self.inflight.remove(index)) else { return false };
+        let written = write_to(chain, memory, bytes);
+        self.give_back(memory, head.get(), written);
+        true
+    }
+
+    /// Gives the `count` oldest in-flight chains back, nothing written; false when there are not so many.
+    pub fn complete_oldest(&mut self, memory: &GuestMemoryMmap, count: u16) -> bool {
+        if self.inflight.len() < usize::from(count) {
+            return false;
+        }
+        for _ in 0..count {
+            let chain = self.inflight.pop_front().expect("the length was checked above");
+            self.give_back(memory, chain.head_index(), 0);
+        }
+        true
+    }
+
+    fn pop(&mut self, memory: &Arc<GuestMemoryMmap>) -> Option<Chain> {
+        if self.broken || !self.queue.ready() || self.inflight.len() >= usize::from(self.queue.size()) {
+            return None;
+        }
+        self.queue.pop_descriptor_chain(Arc::clone(memory))
+    }
+
+    fn give_back(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) {
+        self.broken |= self.queue.add_used(memory, head, written).is_err();
+    }
+}
+
+/// Writes as much of `bytes` as the chain's writable part takes; guest faults shorten it, they never fail the VMM.
+fn write_to(chain: Chain, memory: &GuestMemoryMmap, bytes: &[u8]) -> u32 {
+    let Ok(mut writer) = chain.writer(memory) else { return 0 };
+    let fits = bytes.len().min(writer.available_bytes());
+    match writer.write_all(&bytes[..fits]) {
+        Ok(()) => u32::try_from(fits).unwrap_or(u32::MAX),
+        Err(_) => 0,
+    }
+}
