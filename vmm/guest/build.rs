@@ -2,7 +2,14 @@
 
 fn main() {
     let folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo always sets this");
-    for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--gc-sections", "-Wl,-z,max-page-size=4096"] {
+    for argument in [
+        "-nostartfiles",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--gc-sections",
+        "-Wl,-z,max-page-size=4096",
+    ] {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{folder}/link.ld");

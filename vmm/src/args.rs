@@ -128,6 +128,9 @@ pub(crate) struct KeysArgs {
     /// Where to write them; made if missing
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: PathBuf,
+    /// Replace files that exist already; peers that pinned the old certificate refuse the new one
+    #[arg(long)]
+    pub(crate) force: bool,
     /// One name for each host, and one for the arbiter if it is a service
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,

@@ -35,7 +35,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             args.watch,
         ),
         Command::Check(args) => cli::check::check(args.config.as_deref(), args.node.as_deref(), args.json),
-        Command::Keys(args) => cli::keys::keys(&args.dir, &args.names),
+        Command::Keys(args) => cli::keys::keys(&args.dir, &args.names, args.force),
         Command::Demo(args) => lockstep_demo::demo(&args),
         Command::Bench(args) => lockstep_demo::bench(&args),
     }

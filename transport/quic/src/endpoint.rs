@@ -9,15 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    ClientConfig, Connection, ConnectionError, EndpointConfig, Incoming, ServerConfig, TokioRuntime,
-};
-use rustls::client::Resumption;
-use rustls::crypto::ring::default_provider;
+use quinn::{Connection, ConnectionError, Incoming, ServerConfig, TokioRuntime};
 use rustls::pki_types::CertificateDer;
-use rustls::server::NoServerSessionStorage;
-use rustls::version::TLS13;
 use tokio::time::timeout;
 use tracing::debug;
 

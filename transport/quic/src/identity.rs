@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519};
 use rustls::crypto::ring::default_provider;
@@ -19,6 +19,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::dates::{DateError, Validity, check_dates, since_epoch};
 
 /// The most bytes that a certificate or key file may have: a real one has well under 2 KiB.
 pub const MAX_PEM_BYTES: u64 = 64 * 1024;
@@ -198,22 +200,7 @@ impl PinnedPeer {
     pub fn check_dates(&self, now: SystemTime) -> Result<(), DateError> {
         let (_, parsed) = X509Certificate::from_der(&self.certificate)
             .expect("it was parsed once already when this value was made");
-        let seconds = i64::try_from(since_epoch(now).as_secs()).unwrap_or(i64::MAX);
-        let label = || self.label.to_string();
-        let validity = parsed.validity();
-        if seconds < validity.not_before.timestamp() {
-            return Err(DateError::NotYetValid {
-                label: label(),
-                from: Day::of(validity.not_before),
-            });
-        }
-        if seconds > validity.not_after.timestamp() {
-            return Err(DateError::Expired {
-                label: label(),
-                at: Day::of(validity.not_after),
-            });
-        }
-        Ok(())
+        check_dates(parsed.validity(), &self.label, now)
     }
 
     pub(crate) fn is(&self, presented: &CertificateDer<'_>) -> bool {
@@ -224,28 +211,6 @@ impl PinnedPeer {
 impl fmt::Debug for PinnedPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PinnedPeer({}, {})", self.label, self.fingerprint())
-    }
-}
-
-/// From when until when a certificate is to be good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Validity {
-    /// The first moment.
-    pub from: SystemTime,
-    /// The last moment.
-    pub until: SystemTime,
-}
-
-impl Validity {
-    /// Good for so many years from now, and for the last hour, since the clocks of two hosts differ.
-    pub fn years(years: u16) -> Self {
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600 + 6 * 3600);
-        const CLOCK_SKEW: Duration = Duration::from_secs(3600);
-        let now = SystemTime::now();
-        Self {
-            from: now - CLOCK_SKEW,
-            until: now + YEAR * u32::from(years),
-        }
     }
 }
 
@@ -272,63 +237,6 @@ impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// A moment in a certificate, printed as people write it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Day {
-    year: i32,
-    month: u8,
-    day: u8,
-    hour: u8,
-    minute: u8,
-}
-
-impl Day {
-    fn of(time: x509_parser::time::ASN1Time) -> Self {
-        let at = time.to_datetime();
-        Self {
-            year: at.year(),
-            month: at.month().into(),
-            day: at.day(),
-            hour: at.hour(),
-            minute: at.minute(),
-        }
-    }
-}
-
-impl fmt::Display for Day {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-        } = self;
-        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
-    }
-}
-
-/// A certificate is not good today.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DateError {
-    /// Its last moment is over.
-    #[error("The certificate {label} expired at {at}; make a new one with `lockstep keys`")]
-    Expired {
-        /// Which certificate.
-        label: String,
-        /// Its last moment.
-        at: Day,
-    },
-    /// Its first moment is still to come.
-    #[error("The certificate {label} is not valid before {from}; is the clock of this host right?")]
-    NotYetValid {
-        /// Which certificate.
-        label: String,
-        /// Its first moment.
-        from: Day,
-    },
 }
 
 /// Why an identity or a pin cannot be used.
@@ -426,8 +334,4 @@ fn read_bounded(path: &Path, secrecy: Secrecy) -> Result<Vec<u8>, IdentityError>
         });
     }
     Ok(bytes)
-}
-
-fn since_epoch(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }

@@ -8,7 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::identity::{Fingerprint, Identity, IdentityError, Validity};
+use crate::dates::Validity;
+use crate::identity::{Fingerprint, Identity, IdentityError};
 
 /// How long a certificate of `lockstep keys` is good, unless somebody asks for less.
 pub const DEFAULT_YEARS: u16 = 10;

@@ -1,6 +1,6 @@
 //! The QUIC link of a Lockstep pair: who may speak, and over what kind of connection.
 //!
-//! Read in this order: [`identity`] (our certificate and key, the certificates that we accept), [`keys`] (how
+//! Read in this order: [`identity`] (our certificate and key, the certificates that we accept), [`dates`] (when they are good), [`keys`] (how
 //! they are made), [`pinning`] (the check at every handshake), [`config`] (the limits of a connection),
 //! [`endpoint`] (sockets, connecting, accepting), [`failure`] (what went wrong, for people).
 //!
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod dates;
 pub mod endpoint;
 pub mod failure;
 pub mod identity;

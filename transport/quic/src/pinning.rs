@@ -16,7 +16,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme,
 };
 
-use crate::identity::{DateError, Fingerprint, PinnedPeer};
+use crate::dates::DateError;
+use crate::identity::{Fingerprint, PinnedPeer};
 
 /// Why a certificate was refused here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,14 +1,12 @@
-//! The device process's end: listens, accepts one VMM, stages inputs, pops orders, looks at the gate.
+//! The device process's end: stages inputs, pops orders, looks at the gate.
 //!
 //! Owned by the device's worker thread. It moves bytes and never decides whether an output may leave (the protocol's
 //! `Outbox` does) nor touches guest memory.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
 
 use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
 use lockstep_protocol::outbox::Gate;
@@ -20,41 +18,9 @@ use crate::doorbell::Doorbell;
 use crate::gate::{GateReader, Mode, wake};
 use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::memory::{SharedMemory, Which, word};
-use crate::message::{
-    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, StagedHeader, VERSION, tag,
-};
-use crate::ring::{Consumer, Fault, Producer, ReserveError, Slot, payload_max};
-use crate::socket::{self, DESCRIPTORS_MAX};
-
-/// A connector that says nothing for this long is sent away; the worker thread waits for it.
-const SETUP_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Why a device process cannot listen.
-#[derive(Debug, Error)]
-pub enum BindError {
-    /// Another process listens there.
-    #[error("Another process listens at {0} already")]
-    InUse(PathBuf),
-    /// The kernel refused.
-    #[error("Cannot listen at {path}")]
-    Os {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-/// Why a connector did not become our VMM. The listener goes on.
-#[derive(Debug, Error)]
-pub enum AcceptError {
-    /// It was sent away with this reason.
-    #[error("A VMM was refused: {0}")]
-    Refused(String),
-    /// The socket broke, or nothing came in time.
-    #[error("A VMM connected and did not complete the set-up")]
-    Socket(#[from] io::Error),
-}
+use crate::message::{Order, OrderBytes, StagedHeader, tag};
+use crate::ring::{Consumer, Fault, Producer, ReserveError, Slot};
+use crate::socket;
 
 /// Why nothing was staged.
 #[derive(Debug, Error)]
@@ -83,76 +49,6 @@ impl From<ReserveError> for StageError {
     }
 }
 
-/// The staging socket of a device process; removed from the file system when dropped.
-#[derive(Debug)]
-pub struct DeviceListener {
-    socket: OwnedFd,
-    path: PathBuf,
-}
-
-impl DeviceListener {
-    /// Listens at `path`. A socket that a dead process left behind is replaced.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
-        let socket = match socket::listen_at(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if socket::connect_to(path).is_ok() {
-                    return Err(BindError::InUse(path.to_owned()));
-                }
-                std::fs::remove_file(path).and_then(|()| socket::listen_at(path))
-            }
-            other => other,
-        };
-        match socket {
-            Ok(socket) => Ok(Self { socket, path: path.to_owned() }),
-            Err(source) => Err(BindError::Os { path: path.to_owned(), source }),
-        }
-    }
-
-    /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak.
-    pub fn accept(&self, facts: &DeviceFacts) -> Result<Option<DeviceEnd>, AcceptError> {
-        let Some(socket) = socket::accept_at(self.socket.as_fd())? else { return Ok(None) };
-        socket::limit_waiting(socket.as_fd(), SETUP_TIMEOUT)?;
-        let mut request = Request::new_zeroed();
-        let packet = socket::receive(socket.as_fd(), request.as_mut_bytes())?;
-        if packet.length == 0 {
-            return Err(AcceptError::Socket(io::ErrorKind::UnexpectedEof.into()));
-        }
-        match open(&request, packet.length, packet.descriptors, facts.kind) {
-            Ok((memory, device_doorbell, vmm_doorbell)) => {
-                socket::send(socket.as_fd(), Answer::accepted(facts).as_bytes(), &[])?;
-                let vmm_release = request.release();
-                Ok(Some(DeviceEnd::new(socket, memory, [device_doorbell, vmm_doorbell], vmm_release)))
-            }
-            Err(reason) => {
-                socket::send(socket.as_fd(), Answer::refused(&reason).as_bytes(), &[])?;
-                Err(AcceptError::Refused(reason))
-            }
-        }
-    }
-
-    /// Sends the next connector away, without hearing it.
-    pub fn refuse(&self, reason: &str) {
-        if let Ok(Some(socket)) = socket::accept_at(self.socket.as_fd()) {
-            // One that does not listen does not learn why.
-            let _ = socket::limit_waiting(socket.as_fd(), SETUP_TIMEOUT)
-                .and_then(|()| socket::send(socket.as_fd(), Answer::refused(reason).as_bytes(), &[]));
-        }
-    }
-}
-
-impl Drop for DeviceListener {
-    fn drop(&mut self) {
-        // Somebody else may have cleaned up before us.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl AsRawFd for DeviceListener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
 /// One VMM, as a device process sees it.
 #[derive(Debug)]
 pub struct DeviceEnd {
@@ -171,7 +67,7 @@ pub struct DeviceEnd {
 }
 
 impl DeviceEnd {
-    fn new(
+    pub(crate) fn new(
         socket: OwnedFd,
         memory: SharedMemory,
         [doorbell, vmm_doorbell]: [Doorbell; 2],
@@ -204,6 +100,9 @@ impl DeviceEnd {
         room: usize,
         fill: impl FnOnce(&mut VolatileSlice<'_>) -> io::Result<usize>,
     ) -> Result<usize, StageError> {
+        if room > FRAME_BYTES_MAX {
+            return Err(StageError::TooLong);
+        }
         let slot = self.frames.reserve(room)?;
         let length = fill(&mut slot.bytes())?;
         slot.commit(length, tag::FRAME);
@@ -222,10 +121,16 @@ impl DeviceEnd {
         if length > COMPLETION_BYTES_MAX {
             return Err(StageError::TooLong);
         }
-        let header = StagedHeader { queue: queue.get(), value: head.get(), reserved: 0 };
+        let header = StagedHeader {
+            queue: queue.get(),
+            value: head.get(),
+            reserved: 0,
+        };
         let slot = reserve_staged(&mut self.completions, header, length)?;
-        let mut payload =
-            slot.bytes().offset(size_of::<StagedHeader>()).expect("the slot is longer than its header");
+        let mut payload = slot
+            .bytes()
+            .offset(size_of::<StagedHeader>())
+            .expect("the slot is longer than its header");
         fill(&mut payload)?;
         slot.commit(size_of::<StagedHeader>() + length, tag::COMPLETION);
         self.wake_vmm();
@@ -261,7 +166,11 @@ impl DeviceEnd {
 
     /// The oldest `count` heads in flight of this queue are done.
     pub fn stage_returned(&mut self, queue: QueueIndex, count: u16) -> Result<(), StageError> {
-        let header = StagedHeader { queue: queue.get(), value: count, reserved: 0 };
+        let header = StagedHeader {
+            queue: queue.get(),
+            value: count,
+            reserved: 0,
+        };
         let slot = reserve_staged(&mut self.completions, header, 0)?;
         slot.commit(size_of::<StagedHeader>(), tag::RETURNED);
         self.wake_vmm();
@@ -306,12 +215,16 @@ impl DeviceEnd {
     pub fn publish_waiting(&mut self, waiting_for: Option<LogOffset>, held: usize) {
         self.waiting_for = waiting_for;
         self.memory.word(word::HELD).store(held as u64, Ordering::Relaxed);
-        self.memory.word(word::WAITING_FOR).store(waiting_for.map_or(u64::MAX, LogOffset::get), Ordering::SeqCst);
+        self.memory
+            .word(word::WAITING_FOR)
+            .store(waiting_for.map_or(u64::MAX, LogOffset::get), Ordering::SeqCst);
     }
 
     /// Counts outputs that left, for the VMM's status.
     pub fn count_released(&self, count: u64) {
-        self.memory.word(word::RELEASED).fetch_add(count, Ordering::Relaxed);
+        self.memory
+            .word(word::RELEASED)
+            .fetch_add(count, Ordering::Relaxed);
     }
 
     /// What to poll while sleeping.
@@ -321,9 +234,9 @@ impl DeviceEnd {
 
     /// Says that this end is about to sleep. `false`: do not, there is something to do.
     ///
-    /// Something to do is: an order; room after a `Full`; another mode than `mode` said last; or a gate that changed
+    /// Something to do is: an order, if this end `takes_orders` at all just now (a full outbox takes none); room after a `Full`; another mode than `mode` said last; or a gate that changed
     /// since `gate` was asked last and whose acks cover what we wait for. Call `publish_waiting` before.
-    pub fn prepare_sleep(&mut self) -> bool {
+    pub fn prepare_sleep(&mut self, takes_orders: bool) -> bool {
         let sleeps = self.memory.flag(word::DEVICE_SLEEPS);
         sleeps.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -332,7 +245,8 @@ impl DeviceEnd {
         let moved = gate.acked != seen.acked || gate.lease_until != seen.lease_until;
         let releasable = self.waiting_for.is_some_and(|needs| moved && needs <= gate.acked);
         let room = self.completions.may_proceed() || self.frames.may_proceed();
-        if self.orders.has_entries() || room || releasable || self.gate.mode() != seen_mode {
+        let ordered = takes_orders && self.orders.has_entries();
+        if ordered || room || releasable || self.gate.mode() != seen_mode {
             sleeps.store(0, Ordering::SeqCst);
             return false;
         }
@@ -366,46 +280,12 @@ impl DeviceEnd {
 }
 
 /// A slot with its header already in place.
-fn reserve_staged(ring: &mut Producer, header: StagedHeader, length: usize) -> Result<Slot<'_>, ReserveError> {
+fn reserve_staged(
+    ring: &mut Producer,
+    header: StagedHeader,
+    length: usize,
+) -> Result<Slot<'_>, ReserveError> {
     let slot = ring.reserve(size_of::<StagedHeader>() + length)?;
     slot.bytes().copy_from(header.as_bytes());
     Ok(slot)
-}
-
-/// Checks a request and maps what came with it; the error is the reason of the refusal.
-fn open(
-    request: &Request,
-    length: usize,
-    descriptors: Vec<OwnedFd>,
-    kind: DeviceKind,
-) -> Result<(SharedMemory, Doorbell, Doorbell), String> {
-    // Magic and version lie in the first 12 bytes of every version.
-    if length < 12 || request.magic != MAGIC {
-        return Err("This is the staging socket of a Lockstep device process".to_owned());
-    }
-    if request.version != VERSION || length != size_of::<Request>() {
-        return Err(format!("The VMM speaks staging version {}, this device speaks {VERSION}", request.version));
-    }
-    if request.kind != kind as u32 {
-        let wanted = DeviceKind::from_word(request.kind).map_or("another kind".to_owned(), |kind| kind.to_string());
-        return Err(format!("The VMM wants a {wanted}, this is a {kind}"));
-    }
-    check_sizes(request, kind)?;
-    let [memory, device_doorbell, vmm_doorbell] = <[OwnedFd; DESCRIPTORS_MAX]>::try_from(descriptors)
-        .map_err(|given| format!("The set-up came with {} descriptors instead of {DESCRIPTORS_MAX}", given.len()))?;
-    let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| error.to_string())?;
-    Ok((memory, Doorbell::from_fd(device_doorbell), Doorbell::from_fd(vmm_doorbell)))
-}
-
-fn check_sizes(request: &Request, kind: DeviceKind) -> Result<(), String> {
-    let sizes = request.sizes();
-    let (ring, needed) = match kind {
-        DeviceKind::Net => (sizes.frames, FRAME_BYTES_MAX),
-        DeviceKind::Blk => (sizes.completions, COMPLETION_BYTES_MAX + size_of::<StagedHeader>()),
-    };
-    // The division cannot go below zero: the smallest ring is refused later, by name.
-    if ring < 64 || payload_max(ring) < needed as u64 {
-        return Err(format!("A ring of {ring} bytes is too small for entries of {needed} bytes"));
-    }
-    Ok(())
 }

@@ -70,18 +70,25 @@ pub struct GateWriter {
 
 impl GateWriter {
     pub(crate) fn new(memory: Arc<SharedMemory>, device_doorbell: Arc<Doorbell>) -> Self {
-        Self { memory, device_doorbell }
+        Self {
+            memory,
+            device_doorbell,
+        }
     }
 
     /// The backup holds every record before `acked`. Never goes back.
     pub fn publish_acked(&self, acked: LogOffset) {
-        self.memory.word(word::ACKED).fetch_max(acked.get(), Ordering::SeqCst);
+        self.memory
+            .word(word::ACKED)
+            .fetch_max(acked.get(), Ordering::SeqCst);
         self.wake_if_releasable();
     }
 
     /// Outputs may leave until then.
     pub fn publish_lease(&self, until: Instant) {
-        self.memory.word(word::LEASE_UNTIL).store(until.as_nanos(), Ordering::SeqCst);
+        self.memory
+            .word(word::LEASE_UNTIL)
+            .store(until.as_nanos(), Ordering::SeqCst);
         self.wake_if_releasable();
     }
 
@@ -128,7 +135,10 @@ impl GateReader {
         let gate = read_gate(&self.memory);
         match self.mode() {
             Mode::Live => gate,
-            Mode::Quiet | Mode::Halted => Gate { acked: gate.acked, lease_until: Instant::from_nanos(0) },
+            Mode::Quiet | Mode::Halted => Gate {
+                acked: gate.acked,
+                lease_until: Instant::from_nanos(0),
+            },
         }
     }
 

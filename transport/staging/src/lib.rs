@@ -9,7 +9,7 @@
 //!   stage_returned
 //!   stage_frame       ──── ring frames ────────▶ pop_frame
 //!   pop_order         ◀─── ring orders ───────── push_order
-//!   look              ◀─── gate ──────────────── GateWriter (acked, lease, mode)
+//!   gate, mode        ◀─── gate ──────────────── GateWriter (acked, lease, mode)
 //!   publish_waiting   ──── waiting_for, held ──▶ GateWriter::snapshot
 //! ```
 //!
@@ -18,22 +18,25 @@
 //! when the other side said that it sleeps.
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
-//! `memory` (where all this lies), then [`vmm_end`] and [`device_end`].
+//! `memory` (where all this lies), then [`vmm_end`], [`listener`] and [`device_end`].
 #![forbid(unsafe_code)]
 
 pub mod device_end;
 pub mod doorbell;
 pub mod gate;
 pub mod limits;
+pub mod listener;
 mod memory;
 pub mod message;
 mod ring;
 mod socket;
 pub mod vmm_end;
 
-pub use device_end::{AcceptError, BindError, DeviceEnd, DeviceListener, StageError};
+pub use device_end::{DeviceEnd, StageError};
 pub use doorbell::Doorbell;
 pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};
+pub use listener::{AcceptError, BindError, DeviceListener};
+pub use memory::MemoryError;
 pub use message::{DeviceFacts, DeviceKind, Order, Staged, VmmFacts};
 pub use ring::Fault;
 pub use vmm_end::{ConnectError, PushError, VmmEnd};

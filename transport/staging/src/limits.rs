@@ -42,3 +42,11 @@ pub const REASON_BYTES_MAX: usize = 240;
 const _: () = assert!(FRAME_BYTES_MAX + 64 <= NET_FRAMES_RING as usize / 4);
 const _: () = assert!(COMPLETION_BYTES_MAX + 64 <= BLK_COMPLETIONS_RING as usize / 4);
 const _: () = assert!(BLK_COMPLETIONS_RING <= RING_BYTES_MAX && NET_FRAMES_RING <= RING_BYTES_MAX);
+const _: () = assert!(
+    COMPLETION_BYTES_MAX <= lockstep_protocol::limits::MAX_PAYLOAD,
+    "a completion fits a record"
+);
+const _: () = assert!(
+    FRAME_BYTES_MAX <= lockstep_protocol::limits::MAX_PAYLOAD,
+    "a frame fits a record"
+);

@@ -85,7 +85,8 @@ pub enum MemoryError {
 }
 
 impl RingSizes {
-    fn check(self) -> Result<Self, MemoryError> {
+    /// Every ring is a power of two within the limits.
+    pub(crate) fn check(self) -> Result<Self, MemoryError> {
         for size in [self.completions, self.frames, self.orders] {
             if !size.is_power_of_two() || !(RING_BYTES_MIN..=RING_BYTES_MAX).contains(&size) {
                 return Err(MemoryError::RingSize(size));
@@ -121,8 +122,11 @@ impl SharedMemory {
     /// Makes a sealed memfd of the right size and maps it; the file is what goes to the other end.
     pub(crate) fn create(sizes: RingSizes) -> Result<(Self, File), MemoryError> {
         let sizes = sizes.check()?;
-        let fd = memfd_create("lockstep-staging", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(io::Error::from)?;
+        let fd = memfd_create(
+            "lockstep-staging",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )
+        .map_err(io::Error::from)?;
         ftruncate(&fd, sizes.total()).map_err(io::Error::from)?;
         fcntl_add_seals(&fd, SEALS).map_err(io::Error::from)?;
         let file = File::from(fd);
@@ -136,7 +140,10 @@ impl SharedMemory {
         check_seals(fd.as_fd())?;
         let found = fstat(&fd).map_err(io::Error::from)?.st_size.unsigned_abs();
         if found != sizes.total() {
-            return Err(MemoryError::WrongLength { found, needed: sizes.total() });
+            return Err(MemoryError::WrongLength {
+                found,
+                needed: sizes.total(),
+            });
         }
         Self::map(File::from(fd), sizes)
     }
@@ -149,7 +156,11 @@ impl SharedMemory {
 
     /// Where a ring lies.
     pub(crate) fn place(&self, which: Which) -> RingPlace {
-        let RingSizes { completions, frames, orders } = self.sizes;
+        let RingSizes {
+            completions,
+            frames,
+            orders,
+        } = self.sizes;
         let (before, capacity) = match which {
             Which::Completions => (0, completions),
             Which::Frames => (completions, frames),
@@ -167,12 +178,16 @@ impl SharedMemory {
 
     /// A shared 64-bit word.
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
-        self.region.get_atomic_ref(offset).expect("offsets come from this file, are aligned and inside the mapping")
+        self.region
+            .get_atomic_ref(offset)
+            .expect("offsets come from this file, are aligned and inside the mapping")
     }
 
     /// A shared 32-bit word.
     pub(crate) fn flag(&self, offset: usize) -> &AtomicU32 {
-        self.region.get_atomic_ref(offset).expect("offsets come from this file, are aligned and inside the mapping")
+        self.region
+            .get_atomic_ref(offset)
+            .expect("offsets come from this file, are aligned and inside the mapping")
     }
 
     /// Bytes of a ring; `None` when they are not inside the mapping.
@@ -184,5 +199,9 @@ impl SharedMemory {
 fn check_seals(fd: BorrowedFd<'_>) -> Result<(), MemoryError> {
     // A file that knows no seals (EINVAL) is as bad as one without.
     let seals = fcntl_get_seals(fd).unwrap_or(SealFlags::empty());
-    if seals.contains(SealFlags::SHRINK | SealFlags::GROW) { Ok(()) } else { Err(MemoryError::NotSealed) }
+    if seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+        Ok(())
+    } else {
+        Err(MemoryError::NotSealed)
+    }
 }

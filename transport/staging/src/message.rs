@@ -128,7 +128,12 @@ pub(crate) struct OrderBytes {
 impl From<Order> for OrderBytes {
     fn from(order: Order) -> Self {
         let Order { queue, head, needs } = order;
-        Self { needs: needs.get(), queue: queue.get(), head: head.get(), reserved: 0 }
+        Self {
+            needs: needs.get(),
+            queue: queue.get(),
+            head: head.get(),
+            reserved: 0,
+        }
     }
 }
 
@@ -157,7 +162,11 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn new(facts: &VmmFacts, sizes: RingSizes) -> Self {
-        let RingSizes { completions, frames, orders } = sizes;
+        let RingSizes {
+            completions,
+            frames,
+            orders,
+        } = sizes;
         Self {
             magic: MAGIC,
             version: VERSION,
@@ -170,7 +179,11 @@ impl Request {
     }
 
     pub(crate) fn sizes(&self) -> RingSizes {
-        RingSizes { completions: self.completions, frames: self.frames, orders: self.orders }
+        RingSizes {
+            completions: self.completions,
+            frames: self.frames,
+            orders: self.orders,
+        }
     }
 
     pub(crate) fn release(&self) -> String {
@@ -198,7 +211,10 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn accepted(facts: &DeviceFacts) -> Self {
-        assert!(facts.config.len() <= CONFIG_BYTES_MAX, "a virtio configuration space is far smaller");
+        assert!(
+            facts.config.len() <= CONFIG_BYTES_MAX,
+            "a virtio configuration space is far smaller"
+        );
         let mut config = [0; CONFIG_BYTES_MAX];
         config[..facts.config.len()].copy_from_slice(&facts.config);
         Self {
@@ -236,7 +252,12 @@ impl Answer {
     pub(crate) fn facts(&self) -> Option<DeviceFacts> {
         let config = self.config.get(..self.config_length as usize)?.to_vec();
         let kind = DeviceKind::from_word(self.kind)?;
-        Some(DeviceFacts { kind, features: self.features, config, release: from_text(&self.release) })
+        Some(DeviceFacts {
+            kind,
+            features: self.features,
+            config,
+            release: from_text(&self.release),
+        })
     }
 }
 
@@ -250,5 +271,8 @@ fn to_text<const N: usize>(text: &str) -> [u8; N] {
 
 fn from_text(field: &[u8]) -> String {
     let length = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..length]).chars().filter(|c| !c.is_control()).collect()
+    String::from_utf8_lossy(&field[..length])
+        .chars()
+        .filter(|c| !c.is_control())
+        .collect()
 }

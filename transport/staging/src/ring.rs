@@ -82,7 +82,13 @@ pub(crate) struct Slot<'a> {
 
 impl Producer {
     pub(crate) fn new(memory: Arc<SharedMemory>, place: RingPlace) -> Self {
-        Self { memory, place, produced: 0, consumed: 0, blocked: false }
+        Self {
+            memory,
+            place,
+            produced: 0,
+            consumed: 0,
+            blocked: false,
+        }
     }
 
     /// Room for an entry with up to `room` bytes of payload.
@@ -102,7 +108,11 @@ impl Producer {
             self.write_header(offset, header(length, TAG_PADDING));
         }
         let start = self.produced + padding;
-        Ok(Slot { producer: self, start, room })
+        Ok(Slot {
+            producer: self,
+            start,
+            room,
+        })
     }
 
     /// Whether an earlier `Full` is over by so much that any entry fits.
@@ -111,7 +121,8 @@ impl Producer {
     }
 
     fn used(&self) -> u64 {
-        self.produced.wrapping_sub(self.memory.word(self.place.consumed).load(Ordering::Acquire))
+        self.produced
+            .wrapping_sub(self.memory.word(self.place.consumed).load(Ordering::Acquire))
     }
 
     fn has_room(&mut self, needed: u64) -> Result<bool, Fault> {
@@ -138,7 +149,10 @@ impl Producer {
     fn refresh(&mut self) -> Result<(), Fault> {
         let to = self.memory.word(self.place.consumed).load(Ordering::Acquire);
         if to < self.consumed || to > self.produced || !to.is_multiple_of(ALIGN) {
-            return Err(Fault::Index { from: self.consumed, to });
+            return Err(Fault::Index {
+                from: self.consumed,
+                to,
+            });
         }
         self.consumed = to;
         Ok(())
@@ -147,12 +161,16 @@ impl Producer {
     fn set_blocked(&mut self, blocked: bool) {
         if self.blocked != blocked {
             self.blocked = blocked;
-            self.memory.flag(self.place.producer_waits).store(u32::from(blocked), Ordering::SeqCst);
+            self.memory
+                .flag(self.place.producer_waits)
+                .store(u32::from(blocked), Ordering::SeqCst);
         }
     }
 
     fn write_header(&self, offset: u64, value: u64) {
-        self.memory.word(self.place.data + to_usize(offset)).store(value, Ordering::Relaxed);
+        self.memory
+            .word(self.place.data + to_usize(offset))
+            .store(value, Ordering::Relaxed);
     }
 }
 
@@ -168,12 +186,18 @@ impl Slot<'_> {
 
     /// Publishes the entry with its first `length` bytes of payload.
     pub(crate) fn commit(self, length: usize, tag: u32) {
-        assert!(length as u64 <= self.room, "an entry was filled beyond the room reserved for it");
+        assert!(
+            length as u64 <= self.room,
+            "an entry was filled beyond the room reserved for it"
+        );
         let length = u32::try_from(length).expect("a ring is shorter than 4 GiB");
         let producer = self.producer;
         producer.write_header(self.start % producer.place.capacity, header(length, tag));
         producer.produced = self.start + span(u64::from(length));
-        producer.memory.word(producer.place.produced).store(producer.produced, Ordering::Release);
+        producer
+            .memory
+            .word(producer.place.produced)
+            .store(producer.produced, Ordering::Release);
     }
 }
 
@@ -189,7 +213,12 @@ pub(crate) struct Consumer {
 
 impl Consumer {
     pub(crate) fn new(memory: Arc<SharedMemory>, place: RingPlace) -> Self {
-        Self { memory, place, consumed: 0, produced: 0 }
+        Self {
+            memory,
+            place,
+            consumed: 0,
+            produced: 0,
+        }
     }
 
     /// Whether something was published that was not popped.
@@ -222,7 +251,9 @@ impl Consumer {
             .ok_or(Fault::Length(length))?;
         let value = read(tag, &bytes)?;
         self.consumed = after;
-        self.memory.word(self.place.consumed).store(after, Ordering::Release);
+        self.memory
+            .word(self.place.consumed)
+            .store(after, Ordering::Release);
         Ok(Some(value))
     }
 
@@ -230,7 +261,11 @@ impl Consumer {
     pub(crate) fn unblocks_producer(&self) -> bool {
         fence(Ordering::SeqCst);
         self.memory.flag(self.place.producer_waits).load(Ordering::SeqCst) != 0
-            && self.memory.word(self.place.produced).load(Ordering::Acquire).wrapping_sub(self.consumed)
+            && self
+                .memory
+                .word(self.place.produced)
+                .load(Ordering::Acquire)
+                .wrapping_sub(self.consumed)
                 <= self.place.capacity / 2
     }
 
@@ -240,7 +275,10 @@ impl Consumer {
             let to = self.memory.word(self.place.produced).load(Ordering::Acquire);
             let step = to.wrapping_sub(self.produced);
             if to < self.produced || step > self.place.capacity || !to.is_multiple_of(ALIGN) {
-                return Err(Fault::Index { from: self.produced, to });
+                return Err(Fault::Index {
+                    from: self.produced,
+                    to,
+                });
             }
             self.produced = to;
         }

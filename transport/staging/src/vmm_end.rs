@@ -23,8 +23,8 @@ use crate::limits::{
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{
-    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, Staged, StagedHeader, VERDICT_ACCEPTED,
-    VERDICT_REFUSED, VERSION, VmmFacts, tag,
+    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, Staged, StagedHeader,
+    VERDICT_ACCEPTED, VERDICT_REFUSED, VERSION, VmmFacts, tag,
 };
 use crate::ring::{Consumer, Fault, Producer, ReserveError};
 use crate::socket;
@@ -106,7 +106,11 @@ pub struct VmmEnd {
 
 impl VmmEnd {
     /// Reaches the device process at `path`, waiting up to `timeout` for it to listen and to answer.
-    pub fn connect(path: &Path, facts: &VmmFacts, timeout: Duration) -> Result<(Self, DeviceFacts), ConnectError> {
+    pub fn connect(
+        path: &Path,
+        facts: &VmmFacts,
+        timeout: Duration,
+    ) -> Result<(Self, DeviceFacts), ConnectError> {
         let name = || path.display().to_string();
         let socket = reach(path, timeout)?;
         let sizes = sizes_for(facts.kind);
@@ -114,8 +118,14 @@ impl VmmEnd {
         memory.word(word::WAITING_FOR).store(u64::MAX, Ordering::SeqCst);
         let doorbell = Doorbell::new().map_err(ConnectError::Doorbell)?;
         let device_doorbell = Doorbell::new().map_err(ConnectError::Doorbell)?;
-        let answer = ask(socket.as_fd(), &Request::new(facts, sizes), &file, [&device_doorbell, &doorbell], timeout)
-            .map_err(|source| ConnectError::NoAnswer { path: name(), source })?;
+        let answer = ask(
+            socket.as_fd(),
+            &Request::new(facts, sizes),
+            &file,
+            [&device_doorbell, &doorbell],
+            timeout,
+        )
+        .map_err(|source| ConnectError::NoAnswer { path: name(), source })?;
         let device = judge(&answer, path, facts.kind)?;
         let memory = Arc::new(memory);
         let consumer = |which| Consumer::new(memory.clone(), memory.place(which));
@@ -133,7 +143,9 @@ impl VmmEnd {
 
     /// The oldest thing on the completions ring. The bytes of a completion replace what is in `bytes`.
     pub fn pop_completion(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Staged>, Fault> {
-        let staged = self.completions.pop(|tag, entry| read_staged(tag, entry, bytes))?;
+        let staged = self
+            .completions
+            .pop(|tag, entry| read_staged(tag, entry, bytes))?;
         self.give_room(staged.is_some(), self.completions.unblocks_producer());
         Ok(staged)
     }
@@ -164,11 +176,16 @@ impl VmmEnd {
     /// Hands a head over; call [`Self::flush_orders`] after the last one of a window.
     pub fn push_order(&mut self, order: Order) -> Result<(), PushError> {
         let body = OrderBytes::from(order);
-        let slot = self.orders.reserve(size_of::<OrderBytes>()).map_err(|error| match error {
-            ReserveError::Full => PushError::Full,
-            ReserveError::Fault(fault) => PushError::Fault(fault),
-            ReserveError::TooLong => unreachable!("an order is 16 bytes, and no ring is smaller than a page"),
-        })?;
+        let slot = self
+            .orders
+            .reserve(size_of::<OrderBytes>())
+            .map_err(|error| match error {
+                ReserveError::Full => PushError::Full,
+                ReserveError::Fault(fault) => PushError::Fault(fault),
+                ReserveError::TooLong => {
+                    unreachable!("an order is 16 bytes, and no ring is smaller than a page")
+                }
+            })?;
         slot.bytes().copy_from(body.as_bytes());
         slot.commit(size_of::<OrderBytes>(), tag::ORDER);
         Ok(())
@@ -226,12 +243,16 @@ impl VmmEnd {
 
 fn sizes_for(kind: DeviceKind) -> RingSizes {
     match kind {
-        DeviceKind::Net => {
-            RingSizes { completions: NET_COMPLETIONS_RING, frames: NET_FRAMES_RING, orders: ORDERS_RING }
-        }
-        DeviceKind::Blk => {
-            RingSizes { completions: BLK_COMPLETIONS_RING, frames: BLK_FRAMES_RING, orders: ORDERS_RING }
-        }
+        DeviceKind::Net => RingSizes {
+            completions: NET_COMPLETIONS_RING,
+            frames: NET_FRAMES_RING,
+            orders: ORDERS_RING,
+        },
+        DeviceKind::Blk => RingSizes {
+            completions: BLK_COMPLETIONS_RING,
+            frames: BLK_FRAMES_RING,
+            orders: ORDERS_RING,
+        },
     }
 }
 
@@ -242,7 +263,10 @@ fn reach(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
         match socket::connect_to(path) {
             Ok(socket) => return Ok(socket),
             Err(source) if Instant::now() >= deadline || !is_not_up_yet(&source) => {
-                return Err(ConnectError::NobodyListens { path: path.display().to_string(), source });
+                return Err(ConnectError::NobodyListens {
+                    path: path.display().to_string(),
+                    source,
+                });
             }
             Err(_) => std::thread::sleep(CONNECT_RETRY),
         }
@@ -250,7 +274,10 @@ fn reach(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
 }
 
 fn is_not_up_yet(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+    )
 }
 
 fn ask(
@@ -261,7 +288,11 @@ fn ask(
     timeout: Duration,
 ) -> io::Result<Answer> {
     socket::limit_waiting(socket, timeout)?;
-    socket::send(socket, request.as_bytes(), &[memory.as_fd(), device_doorbell.as_fd(), doorbell.as_fd()])?;
+    socket::send(
+        socket,
+        request.as_bytes(),
+        &[memory.as_fd(), device_doorbell.as_fd(), doorbell.as_fd()],
+    )?;
     let mut answer = Answer::new_zeroed();
     match socket::receive(socket, answer.as_mut_bytes())?.length {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -275,13 +306,18 @@ fn judge(answer: &Answer, path: &Path, wanted: DeviceKind) -> Result<DeviceFacts
         return Err(ConnectError::Nonsense { path });
     }
     match answer.verdict {
-        VERDICT_REFUSED => Err(ConnectError::Refused { path, reason: answer.reason() }),
-        VERDICT_ACCEPTED if answer.version != VERSION => {
-            Err(ConnectError::Version { path, theirs: answer.version })
-        }
-        VERDICT_ACCEPTED => {
-            answer.facts().filter(|facts| facts.kind == wanted).ok_or(ConnectError::Nonsense { path })
-        }
+        VERDICT_REFUSED => Err(ConnectError::Refused {
+            path,
+            reason: answer.reason(),
+        }),
+        VERDICT_ACCEPTED if answer.version != VERSION => Err(ConnectError::Version {
+            path,
+            theirs: answer.version,
+        }),
+        VERDICT_ACCEPTED => answer
+            .facts()
+            .filter(|facts| facts.kind == wanted)
+            .ok_or(ConnectError::Nonsense { path }),
         _ => Err(ConnectError::Nonsense { path }),
     }
 }
@@ -289,15 +325,23 @@ fn judge(answer: &Answer, path: &Path, wanted: DeviceKind) -> Result<DeviceFacts
 fn read_staged(tag: u32, entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) -> Result<Staged, Fault> {
     let too_short = || Fault::Length(u32::try_from(entry.len()).unwrap_or(u32::MAX));
     let mut header = StagedHeader::new_zeroed();
-    entry.read_slice(header.as_mut_bytes(), 0).map_err(|_| too_short())?;
+    entry
+        .read_slice(header.as_mut_bytes(), 0)
+        .map_err(|_| too_short())?;
     let queue = QueueIndex::new(header.queue);
     match tag {
         tag::COMPLETION => {
             let payload = entry.offset(size_of::<StagedHeader>()).map_err(|_| too_short())?;
             copy_out(&payload, bytes);
-            Ok(Staged::Completion { queue, head: Head::new(header.value) })
+            Ok(Staged::Completion {
+                queue,
+                head: Head::new(header.value),
+            })
         }
-        tag::RETURNED => Ok(Staged::Returned { queue, count: header.value }),
+        tag::RETURNED => Ok(Staged::Returned {
+            queue,
+            count: header.value,
+        }),
         unknown => Err(Fault::Kind(unknown)),
     }
 }

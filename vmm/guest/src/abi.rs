@@ -110,7 +110,14 @@ pub enum BootPageError {
 impl<'a> BootPage<'a> {
     /// A boot page with the usual addresses; the VMM fills in the rest.
     pub fn new(mem_size: u64, seed: [u8; SEED_BYTES], cmdline: &'a str) -> Self {
-        BootPage { mem_size, clock_page: CLOCK_PAGE, net_mmio: NET_MMIO, blk_mmio: BLK_MMIO, seed, cmdline }
+        BootPage {
+            mem_size,
+            clock_page: CLOCK_PAGE,
+            net_mmio: NET_MMIO,
+            blk_mmio: BLK_MMIO,
+            seed,
+            cmdline,
+        }
     }
 
     /// The bytes to be laid at [`BOOT_PAGE`].

@@ -7,7 +7,7 @@ use core::fmt;
 use lockstep_guest::abi;
 
 /// The serial console.
-pub struct Serial;
+pub(crate) struct Serial;
 
 impl fmt::Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -17,12 +17,12 @@ impl fmt::Write for Serial {
 }
 
 /// Opens a window, and waits at most `micros` for an input.
-pub fn idle(micros: u32) {
+pub(crate) fn idle(micros: u32) {
     out32(abi::IDLE_PORT, micros);
 }
 
 /// Ends the VM.
-pub fn power(code: u8) -> ! {
+pub(crate) fn power(code: u8) -> ! {
     loop {
         out8(abi::POWER_PORT, code);
     }

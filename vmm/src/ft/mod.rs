@@ -1,5 +1,9 @@
-//! What makes the machine fault-tolerant: inputs are recorded ([`record`]) or replayed ([`replay`]), enter by one
-//! function ([`inject`]), outputs are ordered with the position that caused them ([`output`]), and a lost peer ends in
-//! [`takeover`].
+//! What makes the machine fault-tolerant. Inputs are gathered ([`batch`]) out of the device processes ([`port`]),
+//! recorded ([`record`]) or replayed ([`replay`]), and enter by one function ([`inject`]).
 
+mod batch;
 pub mod inject;
+pub mod port;
+pub mod record;
+pub mod replay;
+pub mod wait;

@@ -33,7 +33,9 @@ impl DeviceKind {
         }
     }
 
-    const fn queues(self) -> usize {
+    /// How many queues such a device has.
+    #[must_use]
+    pub const fn queues(self) -> usize {
         match self {
             Self::Net => 2,
             Self::Blk => 1,

@@ -53,6 +53,18 @@ impl Ring {
         self.inflight.iter().map(|chain| Head::new(chain.head_index())).collect()
     }
 
+    /// Whether this chain is in flight.
+    #[must_use]
+    pub fn has_inflight(&self, head: Head) -> bool {
+        self.inflight.iter().any(|chain| chain.head_index() == head.get())
+    }
+
+    /// How many chains are in flight.
+    #[must_use]
+    pub fn inflight_len(&self) -> usize {
+        self.inflight.len()
+    }
+
     /// Whether the guest broke the rules; a broken queue does nothing until reset.
     #[must_use]
     pub fn is_broken(&self) -> bool {
@@ -83,7 +95,7 @@ impl Ring {
         }
         self.queue
             .avail_idx(memory, Ordering::Acquire)
-            .map_or(0, |idx| idx.0.wrapping_sub(self.queue.next_avail()))
+            .map_or(0, |idx| idx.0.wrapping_sub(self.queue.next_avail()).min(self.queue.size()))
     }
 
     /// Fills the next available chain with `bytes` and gives it back to the guest; false when there is none.

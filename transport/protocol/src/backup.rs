@@ -1,0 +1,224 @@
+//! The backup's half of a session: takes the log in, says how far it holds it, hands records to the VM one by
+//! one, echoes heartbeats. The driver feeds it, the vCPU thread polls it. It never lets anything out.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::codec::{LogFault, RecordDecoder};
+use crate::ids::{LogOffset, Position, Term};
+use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS};
+use crate::message::{Ack, Heartbeat};
+use crate::record::Record;
+use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
+use crate::takeover::Takeover;
+use crate::time::Instant;
+
+/// The backup of a term.
+#[derive(Debug)]
+pub struct Backup {
+    term: Term,
+    timing: Timing,
+    decoder: RecordDecoder,
+    log: Backlog,
+    executed: LogOffset,
+    position: Position,
+    /// What the last ack said.
+    said: (LogOffset, LogOffset),
+    hearing: Hearing,
+    /// The newest heartbeat that was not echoed yet.
+    unechoed: Option<Instant>,
+    stale: u64,
+}
+
+impl Backup {
+    /// The backup of `term`, whose log begins at `start`.
+    pub fn new(term: Term, timing: Timing, start: LogOffset, now: Instant) -> Self {
+        Self {
+            term,
+            timing,
+            decoder: RecordDecoder::new(),
+            log: Backlog::new(start),
+            executed: start,
+            position: Position::ZERO,
+            said: (start, start),
+            hearing: Hearing::new(&timing, now),
+            unechoed: None,
+            stale: 0,
+        }
+    }
+
+    // --- The log ---
+
+    /// The next bytes of the log stream, in pieces of any size. To be called while `may_receive`.
+    pub fn handle_log_bytes(&mut self, now: Instant, mut chunk: Bytes) -> Result<(), LogFault> {
+        self.hearing.note(now);
+        while let Some(record) = self.decoder.decode(&mut chunk)? {
+            self.log.push(record);
+        }
+        Ok(())
+    }
+
+    /// Is there room for more of the log? When not, the driver stops reading the stream (I8).
+    pub fn may_receive(&self) -> bool {
+        self.log.has_room()
+    }
+
+    /// The next record for the VM, in the order of the log.
+    pub fn poll_deliver(&mut self) -> Option<Record> {
+        self.log.pop()
+    }
+
+    /// Our VM has applied every record before `upto` and is at `position`.
+    pub fn handle_executed(&mut self, upto: LogOffset, position: Position) {
+        assert!(upto <= self.log.delivered, "only delivered records are applied");
+        self.executed = self.executed.max(upto);
+        self.position = self.position.max(position);
+    }
+
+    /// An ack, when there is news (I1: it is given on receipt, not on execution).
+    pub fn poll_ack(&mut self) -> Option<Ack> {
+        let news = (self.log.received, self.executed);
+        if news == self.said {
+            return None;
+        }
+        self.said = news;
+        let (upto, executed) = news;
+        Some(Ack {
+            term: self.term,
+            upto,
+            executed,
+            position: self.position,
+        })
+    }
+
+    // --- The lease ---
+
+    /// The primary lives. `now` is read after the heartbeat came, never before (I7).
+    pub fn handle_heartbeat(&mut self, now: Instant, beat: &Heartbeat) -> Result<(), NewerTerm> {
+        // Ignore: a late word from an earlier term says nothing about this primary.
+        // Check: a term to come ends the session.
+        if age(self.term, beat.term)? == Age::Stale {
+            self.stale += 1;
+            return Ok(());
+        }
+        // Act: what is echoed was heard, so whoever relies on the echo is waited for.
+        self.hearing.note(now);
+        self.unechoed = self.unechoed.max(Some(beat.sent_at));
+        Ok(())
+    }
+
+    /// The echo of the newest heartbeat, to be sent at once.
+    pub fn poll_heartbeat(&mut self, now: Instant) -> Option<Heartbeat> {
+        let echo = self.unechoed.take()?;
+        Some(Heartbeat {
+            term: self.term,
+            sent_at: now,
+            echo: Some(echo),
+        })
+    }
+
+    // --- Time ---
+
+    /// When `handle_timeout` has something to do.
+    pub fn next_timeout(&self) -> Instant {
+        self.hearing.deadline()
+    }
+
+    /// Time has passed: is the primary lost?
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<PeerLost> {
+        self.hearing.verdict(now)
+    }
+
+    /// The primary is lost. From here on nothing is echoed and nothing is acked; what was received is still
+    /// delivered.
+    pub fn suspect(self, now: Instant) -> Takeover {
+        let lease_over = self.timing.lease_over(self.hearing.heard());
+        Takeover::new(self.term, lease_over, self.log, now)
+    }
+
+    // --- Facts for status ---
+
+    /// The term of the session.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Every record before this is held.
+    pub fn received(&self) -> LogOffset {
+        self.log.received
+    }
+
+    /// Every record before this has been applied.
+    pub fn executed(&self) -> LogOffset {
+        self.executed
+    }
+
+    /// Where our VM was when it said so last.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// When the primary was last heard.
+    pub fn heard(&self) -> Instant {
+        self.hearing.heard()
+    }
+
+    /// How many late messages of earlier terms were ignored.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+}
+
+/// Records that were received and not yet handed to the VM.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    records: VecDeque<Record>,
+    bytes: usize,
+    received: LogOffset,
+    delivered: LogOffset,
+}
+
+impl Backlog {
+    fn new(start: LogOffset) -> Self {
+        Self {
+            records: VecDeque::new(),
+            bytes: 0,
+            received: start,
+            delivered: start,
+        }
+    }
+
+    fn push(&mut self, record: Record) {
+        self.bytes += weight(&record);
+        self.received = self.received.next();
+        self.records.push_back(record);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Record> {
+        let record = self.records.pop_front()?;
+        self.bytes -= weight(&record);
+        self.delivered = self.delivered.next();
+        Some(record)
+    }
+
+    fn has_room(&self) -> bool {
+        self.records.len() < BACKLOG_RECORDS && self.bytes < BACKLOG_BYTES
+    }
+
+    pub(crate) fn received(&self) -> LogOffset {
+        self.received
+    }
+
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.records.is_empty()
+    }
+}
+
+/// What a record costs in memory, so that a flood of empty records is not free.
+fn weight(record: &Record) -> usize {
+    size_of::<Record>() + record.input.payload().len()
+}
+
+#[cfg(test)]
+mod tests;

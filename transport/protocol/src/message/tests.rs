@@ -1,0 +1,97 @@
+//! Hosts that are no pair are told which thing differs.
+
+use super::*;
+
+fn hello(node: &str, role: Role) -> Hello {
+    Hello {
+        version: 1,
+        release: "0.1.0".into(),
+        node: NodeName::new(node).unwrap(),
+        role,
+        term: Term::new(1),
+        start: LogOffset::ZERO,
+        config: Digest::new([1; 32]),
+        template: Digest::new([2; 32]),
+        devices: Digest::new([3; 32]),
+        timing: Timing::default(),
+    }
+}
+
+/// What the primary `a` says to a backup `b` that differs by `change`.
+fn said(change: impl FnOnce(&mut Hello)) -> String {
+    let mut theirs = hello("b", Role::Backup);
+    change(&mut theirs);
+    Hello::check(&hello("a", Role::Primary), &theirs)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_primary_and_a_backup_with_equal_facts_are_a_pair() {
+    assert_eq!(
+        Hello::check(&hello("a", Role::Primary), &hello("b", Role::Backup)),
+        Ok(())
+    );
+}
+
+#[test]
+fn another_version_is_refused_by_its_number_before_anything_else() {
+    let sentence = said(|theirs| {
+        theirs.version = 2;
+        theirs.release = "0.2.0".into();
+        theirs.config = Digest::new([9; 32]);
+    });
+    assert!(
+        sentence.contains("host b runs release 0.2.0 (protocol version 2)"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn another_release_is_refused() {
+    assert!(said(|theirs| theirs.release = "0.1.1".into()).contains("host b runs release 0.1.1"));
+}
+
+#[test]
+fn another_configuration_is_refused_with_both_digests() {
+    let sentence = said(|theirs| theirs.config = Digest::new([9; 32]));
+    assert!(
+        sentence.contains("different configurations (01010101 and 09090909)"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn another_cpu_template_is_refused() {
+    assert!(said(|theirs| theirs.template = Digest::new([9; 32])).contains("different CPU templates"));
+}
+
+#[test]
+fn other_devices_are_refused() {
+    assert!(said(|theirs| theirs.devices = Digest::new([9; 32])).contains("different devices"));
+}
+
+#[test]
+fn another_timing_is_refused() {
+    assert!(said(|theirs| theirs.timing.lease /= 2).contains("different heartbeat, time-out or lease"));
+}
+
+#[test]
+fn another_term_and_another_beginning_are_refused() {
+    assert!(said(|theirs| theirs.term = Term::new(2)).contains("host b is in term 2"));
+    assert!(said(|theirs| theirs.start = LogOffset::new(7)).contains("that of host b at 7"));
+}
+
+#[test]
+fn two_primaries_and_two_namesakes_are_refused() {
+    assert!(said(|theirs| theirs.role = Role::Primary).contains("both want to be the primary"));
+    assert!(said(|theirs| theirs.node = NodeName::new("a").unwrap()).contains("call themselves a"));
+}
+
+#[test]
+fn a_sentence_from_a_peer_is_one_printable_line_of_bounded_length() {
+    let sentence = Sentence::new(&"\x1b[2Jwölf\n".repeat(100));
+    assert!(sentence.as_str().len() <= MAX_SENTENCE);
+    assert!(!sentence.as_str().contains(char::is_control));
+    assert!(sentence.as_str().starts_with(" [2Jwölf  [2J"));
+}

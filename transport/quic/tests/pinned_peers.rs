@@ -1,0 +1,229 @@
+//! Two endpoints on loopback: who is let in, who is not, and what each side is told.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use lockstep_quic::config::LinkConfig;
+use lockstep_quic::dates::{DateError, Validity};
+use lockstep_quic::endpoint::{EndpointError, PinnedEndpoint};
+use lockstep_quic::failure::LinkError;
+use lockstep_quic::identity::{Identity, PinnedPeer};
+use lockstep_quic::pinning::{Pins, Refusal};
+use quinn::Connection;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+fn identity(name: &str) -> Identity {
+    let pems = Identity::generate(name, Validity::years(1)).unwrap();
+    Identity::from_pems(name, &pems).unwrap()
+}
+
+fn listen(identity: &Identity, accepts: &PinnedPeer, config: LinkConfig) -> PinnedEndpoint {
+    PinnedEndpoint::listen(LOOPBACK, identity.clone(), Pins::one(accepts.clone()), config).unwrap()
+}
+
+fn dialer(identity: &Identity, accepts: &PinnedPeer, config: LinkConfig) -> PinnedEndpoint {
+    PinnedEndpoint::dial_only(LOOPBACK, identity.clone(), Pins::one(accepts.clone()), config).unwrap()
+}
+
+/// What the listening side gets, and what the calling side gets, of one attempt.
+async fn meet(
+    server: &PinnedEndpoint,
+    client: &PinnedEndpoint,
+) -> (Result<Connection, LinkError>, Result<Connection, LinkError>) {
+    let address = server.local_address().unwrap();
+    let accept = async { server.arrival().await.unwrap().handshake(PATIENCE).await };
+    tokio::join!(accept, client.connect(address, PATIENCE))
+}
+
+/// The client's connection looks made until the server has judged: what is its end?
+async fn end_of(connection: Connection) -> LinkError {
+    LinkError::of(connection.remote_address(), connection.closed().await)
+}
+
+#[tokio::test]
+async fn peers_that_pin_each_other_talk() {
+    let (a, b) = (identity("a"), identity("b"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
+
+    let (at_server, at_client) = meet(&server, &client).await;
+
+    let (at_server, at_client) = (at_server.unwrap(), at_client.unwrap());
+    let mut sending = at_client.open_uni().await.unwrap();
+    sending.write_all(b"hello").await.unwrap();
+    sending.finish().unwrap();
+    let heard = at_server
+        .accept_uni()
+        .await
+        .unwrap()
+        .read_to_end(64)
+        .await
+        .unwrap();
+    assert_eq!(heard, b"hello");
+    assert_eq!(server.peer_of(&at_server).unwrap().label(), "b");
+}
+
+#[tokio::test]
+async fn a_client_that_is_not_pinned_is_refused_and_told_so() {
+    let (a, b, stranger) = (identity("a"), identity("b"), identity("stranger"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let client = dialer(&stranger, &a.as_peer(), LinkConfig::pair());
+
+    let (at_server, at_client) = meet(&server, &client).await;
+
+    let refused = at_server.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            LinkError::PeerRefused {
+                source: Refusal::NotPinned { .. },
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    let told = end_of(at_client.unwrap()).await;
+    assert!(matches!(told, LinkError::RefusedByPeer { .. }), "{told:?}");
+    assert!(!told.may_pass());
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_pinned_is_refused_and_told_so() {
+    let (a, b, expected) = (identity("a"), identity("b"), identity("expected"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let client = dialer(&b, &expected.as_peer(), LinkConfig::pair());
+
+    let (at_server, at_client) = meet(&server, &client).await;
+
+    let refused = at_client.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            LinkError::PeerRefused {
+                source: Refusal::NotPinned { .. },
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    assert!(matches!(at_server.unwrap_err(), LinkError::RefusedByPeer { .. }));
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_while_processes_run_is_refused_at_the_next_handshake() {
+    let ends = SystemTime::now() + Duration::from_millis(1100);
+    let short = Validity {
+        from: SystemTime::now() - Duration::from_secs(60),
+        until: ends,
+    };
+    let pems = Identity::generate("short", short).unwrap();
+    let (a, brief) = (identity("a"), Identity::from_pems("short", &pems).unwrap());
+    let server = listen(&a, &brief.as_peer(), LinkConfig::pair());
+    let client = dialer(&brief, &a.as_peer(), LinkConfig::pair());
+    // A certificate's dates have whole seconds: wait until the one after the last has begun.
+    let over = ends + Duration::from_secs(1);
+    tokio::time::sleep(over.duration_since(SystemTime::now()).unwrap()).await;
+
+    let (at_server, at_client) = meet(&server, &client).await;
+
+    let refused = at_server.unwrap_err();
+    let dates = matches!(
+        refused,
+        LinkError::PeerRefused {
+            source: Refusal::Dates(DateError::Expired { .. }),
+            ..
+        }
+    );
+    assert!(dates, "{refused:?}");
+    let told = end_of(at_client.unwrap()).await;
+    assert!(matches!(told, LinkError::ExpiredByPeer { .. }), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_another_protocol_is_named_as_such() {
+    let (a, b) = (identity("a"), identity("b"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::arbiter());
+    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
+
+    let (at_server, at_client) = meet(&server, &client).await;
+
+    assert!(matches!(at_server.unwrap_err(), LinkError::OtherProtocol { .. }));
+    assert!(matches!(at_client.unwrap_err(), LinkError::OtherProtocol { .. }));
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_answers_at_is_unreachable() {
+    let (a, b) = (identity("a"), identity("b"));
+    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
+
+    let failure = client
+        .connect(silent.local_addr().unwrap(), Duration::from_millis(50))
+        .await
+        .unwrap_err();
+
+    assert!(matches!(failure, LinkError::Unreachable { .. }), "{failure:?}");
+    assert!(failure.may_pass());
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_port_is_told_that_it_is_in_use() {
+    let (a, b) = (identity("a"), identity("b"));
+    let first = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let taken = first.local_address().unwrap();
+
+    let second = PinnedEndpoint::listen(taken, a, Pins::one(b.as_peer()), LinkConfig::pair());
+
+    assert!(matches!(second, Err(EndpointError::AddressInUse { address }) if address == taken));
+}
+
+#[tokio::test]
+async fn an_address_of_another_host_cannot_be_bound() {
+    let (a, b) = (identity("a"), identity("b"));
+
+    let elsewhere = PinnedEndpoint::listen(
+        "192.0.2.1:7".parse().unwrap(),
+        a,
+        Pins::one(b.as_peer()),
+        LinkConfig::pair(),
+    );
+
+    assert!(matches!(elsewhere, Err(EndpointError::CannotBind { .. })));
+}
+
+#[test]
+fn a_restarted_peer_ends_the_old_connection_at_once() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (a, b) = (identity("a"), identity("b"));
+    let (killed, survivor, restarted) = (runtime(), runtime(), runtime());
+    let server = killed.block_on(async { listen(&a, &b.as_peer(), LinkConfig::pair()) });
+    let address = server.local_address().unwrap();
+    let client = survivor.block_on(async { dialer(&b, &a.as_peer(), LinkConfig::pair()) });
+    let calling = survivor.spawn(async move { client.connect(address, PATIENCE).await.unwrap() });
+    let at_server = killed.block_on(async { server.arrival().await.unwrap().handshake(PATIENCE).await });
+    let at_client = survivor.block_on(calling).unwrap();
+    // A runtime that is gone sends nothing more: what a kill leaves.
+    killed.shutdown_timeout(PATIENCE);
+    drop((at_server, server));
+    let _again = restarted.block_on(async {
+        PinnedEndpoint::listen(address, a, Pins::one(b.as_peer()), LinkConfig::pair()).unwrap()
+    });
+
+    let ended = survivor.block_on(async {
+        let mut sending = at_client.open_uni().await.unwrap();
+        sending.write_all(&[0; 256]).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(2), at_client.closed()).await
+    });
+
+    assert_eq!(ended, Ok(quinn::ConnectionError::Reset));
+}

@@ -1,0 +1,201 @@
+//! Where a device process waits for its VMM: the staging socket, and the check of what a VMM brings.
+//!
+//! Owned by the device's worker thread. One VMM at a time; whoever else connects is refused with a reason. It maps
+//! nothing that was not checked, and it never waits for a connector for longer than half a second.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::device_end::DeviceEnd;
+use crate::doorbell::Doorbell;
+use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::memory::{MemoryError, RingSizes, SharedMemory};
+use crate::message::{Answer, DeviceFacts, DeviceKind, MAGIC, Request, StagedHeader, VERSION};
+use crate::ring::payload_max;
+use crate::socket::{self, DESCRIPTORS_MAX};
+
+/// A connector that says nothing for this long is sent away; the worker thread waits for it.
+const SETUP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The same for one that will be sent away in any case.
+const REFUSE_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Why a device process cannot listen.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Another process listens there.
+    #[error("Another process listens at {0} already")]
+    InUse(PathBuf),
+    /// The kernel refused.
+    #[error("Cannot listen at {path}")]
+    Os {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Why a connector did not become our VMM. The listener goes on.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// It was sent away with this reason.
+    #[error("A VMM was refused: {0}")]
+    Refused(String),
+    /// The socket broke, or nothing came in time.
+    #[error("A VMM connected and did not complete the set-up")]
+    Socket(#[from] io::Error),
+}
+
+/// The staging socket of a device process; removed from the file system when dropped.
+#[derive(Debug)]
+pub struct DeviceListener {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+impl DeviceListener {
+    /// Listens at `path`. A socket that a dead process left behind is replaced.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let socket = match socket::listen_at(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if socket::connect_to(path).is_ok() {
+                    return Err(BindError::InUse(path.to_owned()));
+                }
+                std::fs::remove_file(path).and_then(|()| socket::listen_at(path))
+            }
+            other => other,
+        };
+        match socket {
+            Ok(socket) => Ok(Self {
+                socket,
+                path: path.to_owned(),
+            }),
+            Err(source) => Err(BindError::Os {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak.
+    pub fn accept(&self, facts: &DeviceFacts) -> Result<Option<DeviceEnd>, AcceptError> {
+        let Some(socket) = socket::accept_at(self.socket.as_fd())? else {
+            return Ok(None);
+        };
+        socket::limit_waiting(socket.as_fd(), SETUP_TIMEOUT)?;
+        let mut request = Request::new_zeroed();
+        let packet = socket::receive(socket.as_fd(), request.as_mut_bytes())?;
+        if packet.length == 0 {
+            return Err(AcceptError::Socket(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match open(&request, packet.length, packet.descriptors, facts.kind) {
+            Ok((memory, device_doorbell, vmm_doorbell)) => {
+                socket::send(socket.as_fd(), Answer::accepted(facts).as_bytes(), &[])?;
+                let vmm_release = request.release();
+                Ok(Some(DeviceEnd::new(
+                    socket,
+                    memory,
+                    [device_doorbell, vmm_doorbell],
+                    vmm_release,
+                )))
+            }
+            Err(reason) => {
+                socket::send(socket.as_fd(), Answer::refused(&reason).as_bytes(), &[])?;
+                Err(AcceptError::Refused(reason))
+            }
+        }
+    }
+
+    /// Sends the next connector away, whatever it wants.
+    pub fn refuse(&self, reason: &str) {
+        let Ok(Some(socket)) = socket::accept_at(self.socket.as_fd()) else {
+            return;
+        };
+        // One that does not speak or listen does not learn why. The request is taken off the socket first: closing
+        // a socket with something unread would tear away the answer.
+        let _ = socket::limit_waiting(socket.as_fd(), REFUSE_TIMEOUT)
+            .and_then(|()| socket::receive(socket.as_fd(), Request::new_zeroed().as_mut_bytes()))
+            .and_then(|_| socket::send(socket.as_fd(), Answer::refused(reason).as_bytes(), &[]));
+    }
+}
+
+impl Drop for DeviceListener {
+    fn drop(&mut self) {
+        // Somebody else may have cleaned up before us.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl AsFd for DeviceListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for DeviceListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Checks a request and maps what came with it; the error is the reason of the refusal.
+fn open(
+    request: &Request,
+    length: usize,
+    descriptors: Vec<OwnedFd>,
+    kind: DeviceKind,
+) -> Result<(SharedMemory, Doorbell, Doorbell), String> {
+    // Magic and version lie in the first 12 bytes of every version.
+    if length < 12 || request.magic != MAGIC {
+        return Err("This is the staging socket of a Lockstep device process".to_owned());
+    }
+    if request.version != VERSION || length != size_of::<Request>() {
+        return Err(format!(
+            "The VMM speaks staging version {}, this device speaks {VERSION}",
+            request.version
+        ));
+    }
+    if request.kind != kind as u32 {
+        let wanted =
+            DeviceKind::from_word(request.kind).map_or("another kind".to_owned(), |kind| kind.to_string());
+        return Err(format!("The VMM wants a {wanted}, this is a {kind}"));
+    }
+    check_sizes(request.sizes(), kind)?;
+    let [memory, device_doorbell, vmm_doorbell] = <[OwnedFd; DESCRIPTORS_MAX]>::try_from(descriptors)
+        .map_err(|given| {
+            format!(
+                "The set-up came with {} descriptors instead of {DESCRIPTORS_MAX}",
+                given.len()
+            )
+        })?;
+    let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| error.to_string())?;
+    Ok((
+        memory,
+        Doorbell::from_fd(device_doorbell),
+        Doorbell::from_fd(vmm_doorbell),
+    ))
+}
+
+/// The ring that carries the largest entries of this kind of device has to be able to.
+fn check_sizes(sizes: RingSizes, kind: DeviceKind) -> Result<(), String> {
+    let sizes = sizes.check().map_err(|error: MemoryError| error.to_string())?;
+    let (ring, needed) = match kind {
+        DeviceKind::Net => (sizes.frames, FRAME_BYTES_MAX),
+        DeviceKind::Blk => (
+            sizes.completions,
+            COMPLETION_BYTES_MAX + size_of::<StagedHeader>(),
+        ),
+    };
+    if payload_max(ring) < needed as u64 {
+        return Err(format!(
+            "A ring of {ring} bytes is too small for entries of {needed} bytes"
+        ));
+    }
+    Ok(())
+}

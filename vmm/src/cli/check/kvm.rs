@@ -1,0 +1,103 @@
+//! What `lockstep check` says about KVM: whether it can be opened, has what the VMM needs, and can run more than the
+//! micro guest. It makes no VM.
+
+use std::fs;
+use std::path::Path;
+
+use kvm_ioctls::{Cap, Kvm};
+
+use super::Line;
+
+pub(super) fn check() -> Vec<Line> {
+    if !Path::new(KVM).exists() {
+        return vec![Line::fail(
+            "kvm",
+            format!("{KVM} does not exist"),
+            "Load kvm_intel or kvm_amd; in a VM, allow nested virtualization; in a container, pass the device in",
+        )];
+    }
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            return vec![Line::fail(
+                "kvm",
+                format!("{KVM} cannot be opened: {error}"),
+                "Add this user to the group kvm, or run as root",
+            )];
+        }
+    };
+    let version = kvm.get_api_version();
+    let mut lines = vec![if version == API_VERSION {
+        Line::ok("kvm", format!("{KVM} opens, API version {version}"))
+    } else {
+        Line::fail(
+            "kvm",
+            format!("API version is {version}, not {API_VERSION}"),
+            "Use a kernel from after 2007",
+        )
+    }];
+    lines.push(capabilities(&kvm));
+    lines.push(stock_kernels());
+    lines
+}
+
+fn capabilities(kvm: &Kvm) -> Line {
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(_, cap)| !kvm.check_extension(*cap))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        let names: Vec<_> = NEEDED.iter().map(|(name, _)| *name).collect();
+        return Line::ok("kvm capabilities", names.join(", "));
+    }
+    Line::fail(
+        "kvm capabilities",
+        format!("This KVM lacks {}", missing.join(", ")),
+        "Use Linux 5.10 or later",
+    )
+}
+
+/// Whether the processor itself runs the guest's kernel code: without that, only guests that stay in ring 3 work.
+fn stock_kernels() -> Line {
+    const NAME: &str = "stock kernels";
+    let loaded = ["kvm_intel", "kvm_amd"]
+        .into_iter()
+        .find(|name| Path::new("/sys/module").join(name).exists());
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flag = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .and_then(|flags| {
+            flags
+                .split_whitespace()
+                .find(|flag| matches!(*flag, "vmx" | "svm"))
+        });
+    match (loaded, flag) {
+        (Some(module), _) => Line::ok(
+            NAME,
+            format!("{module} runs on hardware, so unmodified kernels can run"),
+        ),
+        (None, Some(flag)) => Line::note(
+            NAME,
+            format!("Unknown: the processor has {flag}, but no KVM module for it is seen"),
+            "None needed for the micro guest",
+        ),
+        (None, None) => Line::note(
+            NAME,
+            "No: this KVM works in software (the processor shows neither vmx nor svm)",
+            "Use a host with hardware virtualization; the micro guest runs here all the same",
+        ),
+    }
+}
+
+const KVM: &str = "/dev/kvm";
+const API_VERSION: i32 = 12;
+/// What the VMM relies on.
+const NEEDED: [(&str, Cap); 5] = [
+    ("KVM_CAP_USER_MEMORY", Cap::UserMemory),
+    ("KVM_CAP_IMMEDIATE_EXIT", Cap::ImmediateExit),
+    ("KVM_CAP_X86_USER_SPACE_MSR", Cap::X86UserSpaceMsr),
+    ("KVM_CAP_SET_TSS_ADDR", Cap::SetTssAddr),
+    ("KVM_CAP_EXT_CPUID", Cap::ExtCpuid),
+];

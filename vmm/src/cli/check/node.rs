@@ -1,0 +1,156 @@
+//! What `lockstep check` says about one node of a configuration: its keys, address, tap, disk, run directory and the
+//! arbiter. It opens what the node would open and leaves it as it was.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Seek, SeekFrom};
+use std::net::UdpSocket;
+use std::path::Path;
+
+use lockstep_quic::identity::{Identity, PinnedPeer};
+
+use super::{Line, sentence};
+use crate::config::{Arbiter, Config, Node};
+
+pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
+    let mut lines = vec![
+        own_key(node),
+        pinned("peer's certificate", &peer.certificate),
+        address(node),
+    ];
+    lines.push(directory(
+        "run directory",
+        &node.run_dir,
+        "It is made at the start if its folder may be written",
+    ));
+    if let Some(tap) = node.tap.as_deref().filter(|_| node.net_process.is_none()) {
+        lines.push(self::tap(tap));
+    }
+    if let Some(disk) = node.disk.as_deref().filter(|_| node.blk_process.is_none()) {
+        lines.push(self::disk(disk));
+    }
+    lines.extend(arbiter(&config.arbiter));
+    lines
+}
+
+fn own_key(node: &Node) -> Line {
+    match Identity::load(&node.certificate, &node.key) {
+        Ok(_) => Line::ok(
+            "own key",
+            format!("{} fits {}", node.key.display(), node.certificate.display()),
+        ),
+        Err(error) => Line::fail(
+            "own key",
+            sentence(&error),
+            format!("lockstep keys --dir DIR {} makes both", node.name),
+        ),
+    }
+}
+
+fn pinned(name: &str, certificate: &Path) -> Line {
+    match PinnedPeer::load(certificate) {
+        Ok(_) => Line::ok(name, certificate.display().to_string()),
+        Err(error) => Line::fail(
+            name,
+            sentence(&error),
+            "Copy it here from the host that it belongs to",
+        ),
+    }
+}
+
+fn address(node: &Node) -> Line {
+    match UdpSocket::bind(node.listen) {
+        Ok(_) => Line::ok("address", format!("{} can be listened on", node.listen)),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Line::note(
+            "address",
+            format!("{} is in use", node.listen),
+            "Right if this node runs already",
+        ),
+        Err(error) => Line::fail(
+            "address",
+            format!("{} cannot be listened on: {error}", node.listen),
+            format!("Give this host the address, or set node.{}.listen", node.name),
+        ),
+    }
+}
+
+fn directory(name: &str, path: &Path, remedy: &str) -> Line {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Line::ok(name, path.display().to_string()),
+        Ok(_) => Line::fail(
+            name,
+            format!("{} is not a directory", path.display()),
+            "Name a directory",
+        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Line::note(name, format!("{} does not exist yet", path.display()), remedy)
+        }
+        Err(error) => Line::fail(
+            name,
+            format!("{}: {error}", path.display()),
+            "Allow this user to enter it",
+        ),
+    }
+}
+
+fn tap(name: &str) -> Line {
+    if Path::new("/sys/class/net").join(name).exists() {
+        return Line::ok("tap", format!("{name} exists"));
+    }
+    Line::note(
+        "tap",
+        format!("{name} does not exist yet"),
+        format!(
+            "Made at the start with CAP_NET_ADMIN; else: ip tuntap add {name} mode tap vnet_hdr user USER"
+        ),
+    )
+}
+
+fn disk(path: &Path) -> Line {
+    let size = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.seek(SeekFrom::End(0)));
+    match size {
+        Ok(0) => Line::fail(
+            "disk",
+            format!("{} is empty", path.display()),
+            format!("Give it a size: truncate -s 256M {}", path.display()),
+        ),
+        Ok(size) => Line::ok(
+            "disk",
+            format!("{} opens for writing, {} MiB", path.display(), size >> 20),
+        ),
+        Err(error) => Line::fail(
+            "disk",
+            format!("{} cannot be opened for writing: {error}", path.display()),
+            "Name a file or block device that both hosts reach, and let this user write to it",
+        ),
+    }
+}
+
+fn arbiter(arbiter: &Arbiter) -> Vec<Line> {
+    match arbiter {
+        Arbiter::File { dir } => vec![arbiter_directory(dir)],
+        Arbiter::Quic { certificate, .. } => vec![pinned("arbiter's certificate", certificate)],
+    }
+}
+
+/// Whether a claim could be written: tried with a file of another name, which goes again at once.
+fn arbiter_directory(dir: &Path) -> Line {
+    let probe = dir.join(format!(".lockstep-check-{}", std::process::id()));
+    let tried = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&probe)
+        .and_then(|file| file.sync_all());
+    let _ = fs::remove_file(&probe);
+    match tried {
+        Ok(()) => Line::ok("arbiter", format!("{} can be written", dir.display())),
+        Err(error) => Line::fail(
+            "arbiter",
+            format!("{} cannot be written: {error}", dir.display()),
+            "Make the directory on a file system that both hosts share, and let both write to it",
+        ),
+    }
+}

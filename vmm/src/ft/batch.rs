@@ -1,0 +1,153 @@
+//! What is about to enter in one window: copied once out of the rings that device processes write, then checked.
+//!
+//! The recorder fills it before it logs and injects. Bytes are taken out of shared memory here and nowhere else, so
+//! what is logged is what is injected, whatever a device process does to its ring meanwhile.
+
+use super::port::DevicePort;
+use crate::machine::Machine;
+use crate::virtio::mmio::DeviceKind;
+use crate::virtio::ring::{QUEUE_SIZE_MAX, Ring};
+use lockstep_protocol::ids::{DeviceId, Head, QueueIndex};
+use lockstep_protocol::record::Input;
+use lockstep_staging::message::Staged;
+use std::ops::Range;
+
+/// Inputs with bytes that enter in one window at most: bounds how long the guest stands still.
+const INPUTS_MAX: usize = 128;
+/// Bytes after which no further input joins the window.
+const BYTES_MAX: usize = 256 << 10;
+/// Chains that a device is done with are given back when something else enters, or when there are this many: by
+/// themselves they are no reason to wake a guest.
+const RETURNED_MAX: u16 = QUEUE_SIZE_MAX / 2;
+
+/// One input with its bytes still in the batch's own store.
+#[derive(Debug)]
+enum Plan {
+    Frame { device: DeviceId, bytes: Range<usize> },
+    Completion { device: DeviceId, queue: QueueIndex, head: Head, bytes: Range<usize> },
+    Returned { device: DeviceId, queue: QueueIndex, count: u16 },
+}
+
+/// The inputs of one window.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    store: Vec<u8>,
+    scratch: Vec<u8>,
+    plans: Vec<Plan>,
+    frames: u16,
+    wakes: bool,
+}
+
+impl Batch {
+    /// Takes in what `port` staged, as far as this window has room and the guest has buffers.
+    pub(super) fn gather(&mut self, port: &mut DevicePort, machine: &Machine) {
+        let Some(rings) = machine.device(port.id()).map(|device| device.rings()) else { return };
+        self.gather_completions(port, rings);
+        if port.kind() == DeviceKind::Net {
+            self.gather_frames(port, machine.receive_room(port.id()));
+        }
+    }
+
+    /// Whether the guest should be woken for what is here.
+    pub(super) fn wakes_guest(&self) -> bool {
+        self.wakes
+    }
+
+    /// Adds the chains that `port` is done with: something enters anyway.
+    pub(super) fn add_returned(&mut self, port: &mut DevicePort) {
+        for (queue, count) in (0_u16..).zip(&mut port.returned).filter(|(_, count)| **count > 0) {
+            let plan = Plan::Returned { device: port.id, queue: QueueIndex::new(queue), count: std::mem::take(count) };
+            self.plans.push(plan);
+        }
+    }
+
+    /// The inputs, in the order in which they enter.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = Input<&[u8]>> {
+        self.plans.iter().map(|plan| match plan {
+            Plan::Frame { device, bytes } => Input::Frame { device: *device, bytes: &self.store[bytes.clone()] },
+            Plan::Completion { device, queue, head, bytes } => Input::Completion {
+                device: *device,
+                queue: *queue,
+                head: *head,
+                bytes: &self.store[bytes.clone()],
+            },
+            Plan::Returned { device, queue, count } => {
+                Input::Returned { device: *device, queue: *queue, count: *count }
+            }
+        })
+    }
+
+    /// Everything entered; the next window begins.
+    pub(super) fn clear(&mut self) {
+        self.store.clear();
+        self.plans.clear();
+        self.frames = 0;
+        self.wakes = false;
+    }
+
+    fn has_room(&self) -> bool {
+        self.plans.len() < INPUTS_MAX && self.store.len() < BYTES_MAX
+    }
+
+    fn gather_completions(&mut self, port: &mut DevicePort, rings: &[Ring]) {
+        while port.is_alive() && self.has_room() {
+            match port.staging.pop_completion(&mut self.scratch) {
+                Ok(None) => return,
+                Ok(Some(Staged::Completion { queue, head })) => self.plan_completion(port, rings, queue, head),
+                Ok(Some(Staged::Returned { queue, count })) => self.count_returned(port, rings, queue, count),
+                Err(fault) => port.fail(&fault),
+            }
+        }
+    }
+
+    fn plan_completion(&mut self, port: &mut DevicePort, rings: &[Ring], queue: QueueIndex, head: Head) {
+        let in_flight = rings.get(usize::from(queue.get())).is_some_and(|ring| ring.has_inflight(head));
+        let twice = self.plans.iter().any(|plan| {
+            matches!(plan, Plan::Completion { device, queue: q, head: h, .. } if (*device, *q, *h) == (port.id, queue, head))
+        });
+        if !in_flight || twice {
+            return port.fail(&Strange("a completion for a chain that it was not given"));
+        }
+        let bytes = self.keep();
+        self.plans.push(Plan::Completion { device: port.id, queue, head, bytes });
+        self.wakes = true;
+    }
+
+    fn count_returned(&mut self, port: &mut DevicePort, rings: &[Ring], queue: QueueIndex, count: u16) {
+        let index = usize::from(queue.get());
+        let known = rings.get(index).map_or(0, Ring::inflight_len);
+        match port.returned.get_mut(index) {
+            Some(sum) if usize::from(*sum) + usize::from(count) <= known => {
+                *sum += count;
+                self.wakes |= *sum >= RETURNED_MAX;
+            }
+            _ => port.fail(&Strange("more chains back than it was given")),
+        }
+    }
+
+    fn gather_frames(&mut self, port: &mut DevicePort, room: u16) {
+        while port.is_alive() && self.has_room() && self.frames < room {
+            match port.staging.pop_frame(&mut self.scratch) {
+                Ok(None) => return,
+                Ok(Some(_)) => {
+                    let bytes = self.keep();
+                    self.plans.push(Plan::Frame { device: port.id, bytes });
+                    self.frames += 1;
+                    self.wakes = true;
+                }
+                Err(fault) => port.fail(&fault),
+            }
+        }
+    }
+
+    fn keep(&mut self) -> Range<usize> {
+        let start = self.store.len();
+        self.store.extend_from_slice(&self.scratch);
+        start..self.store.len()
+    }
+}
+
+/// A device process broke the rules of staging.
+#[derive(Debug, thiserror::Error)]
+#[error("The process staged {0}")]
+struct Strange(&'static str);

@@ -1,0 +1,196 @@
+//! A device process as its VMM holds it: the staging rings, the gate and the vhost-user connection of one device.
+//!
+//! The recorder takes inputs out of it and puts orders in; takeover changes its mode. It never touches guest memory.
+
+use crate::machine::{Exit, Machine};
+use crate::virtio::frontend::{FrontEnd, FrontendError};
+use crate::virtio::mmio::{DeviceKind, MmioDevice};
+use lockstep_protocol::ids::{DeviceId, Head, LogOffset, QueueIndex};
+use lockstep_protocol::outbox::Gate;
+use lockstep_staging::gate::{GateWriter, Mode};
+use lockstep_staging::message::{DeviceFacts, Order, VmmFacts};
+use lockstep_staging::vmm_end::{ConnectError, PushError, VmmEnd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a device process may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait at a time for a device process to read its orders.
+const ORDER_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+
+/// Why a device process cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Staging could not be set up.
+    #[error(transparent)]
+    Staging(#[from] ConnectError),
+    /// vhost-user could not be set up.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
+}
+
+/// One device process.
+#[derive(Debug)]
+pub struct DevicePort {
+    pub(super) id: DeviceId,
+    kind: DeviceKind,
+    facts: DeviceFacts,
+    pub(super) staging: VmmEnd,
+    frontend: FrontEnd,
+    /// Why this process is not used any more; the VM goes on without it.
+    failure: Option<String>,
+    /// Chains the device process is done with and that were not yet given back, per queue.
+    pub(super) returned: Vec<u16>,
+}
+
+impl DevicePort {
+    /// Connects both sockets of the process that drives device `id`.
+    ///
+    /// # Errors
+    /// When it does not answer, or is another kind of device.
+    pub fn connect(id: DeviceId, kind: DeviceKind, vhost: &Path, staging: &Path) -> Result<Self, PortError> {
+        let facts = VmmFacts {
+            kind: match kind {
+                DeviceKind::Net => lockstep_staging::message::DeviceKind::Net,
+                DeviceKind::Blk => lockstep_staging::message::DeviceKind::Blk,
+            },
+            release: env!("CARGO_PKG_VERSION").into(),
+        };
+        let (staging, facts) = VmmEnd::connect(staging, &facts, CONNECT_TIMEOUT)?;
+        let queues = kind.queues();
+        let frontend = FrontEnd::connect(vhost, queues)?;
+        Ok(Self {
+            id,
+            kind,
+            facts,
+            staging,
+            frontend,
+            failure: None,
+            returned: vec![0; queues],
+        })
+    }
+
+    /// Which device this is.
+    #[must_use]
+    pub fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// The window the guest shall see for it.
+    #[must_use]
+    pub fn window(&self) -> MmioDevice {
+        MmioDevice::new(self.id, self.kind, self.facts.features, self.facts.config.clone())
+    }
+
+    /// What must be equal on both hosts about this device.
+    #[must_use]
+    pub fn facts(&self) -> (&[u8], u64) {
+        (&self.facts.config, self.facts.features)
+    }
+
+    /// The gate, for the thread that hears acks.
+    #[must_use]
+    pub fn gate(&self) -> GateWriter {
+        self.staging.gate()
+    }
+
+    /// Whether the process still answers.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.failure.is_none()
+    }
+
+    /// Tells the process where the queues are, after the guest's driver became ready.
+    pub fn activate(&mut self, machine: &Machine) {
+        let Some(device) = machine.device(self.id) else { return };
+        if let Err(error) = self.frontend.activate(machine.memory(), device.features(), device.rings()) {
+            self.fail(&error);
+        }
+    }
+
+    /// Takes the queues back after the guest reset the device.
+    pub fn deactivate(&mut self) {
+        let queues = self.returned.len();
+        self.returned.fill(0);
+        if let Err(error) = self.frontend.deactivate(queues) {
+            self.fail(&error);
+        }
+    }
+
+    /// Orders one chain. Waits while the process is behind with its orders: full means push back.
+    pub fn order(&mut self, queue: QueueIndex, head: Head, needs: LogOffset) {
+        while self.is_alive() {
+            match self.staging.push_order(Order { queue, head, needs }) {
+                Ok(()) => return,
+                Err(PushError::Full) => self.wait_for_orders_to_be_read(),
+                Err(PushError::Fault(fault)) => self.fail(&fault),
+            }
+        }
+    }
+
+    /// Wakes the process for what was ordered.
+    pub fn flush(&self) {
+        self.staging.flush_orders();
+    }
+
+    /// Lets the process talk to the outside, everything at once: this host holds its term alone.
+    pub fn go_live_alone(&self) {
+        let gate = self.gate();
+        gate.publish_acked(Gate::ALONE.acked);
+        gate.publish_lease(Gate::ALONE.lease_until);
+        gate.set_mode(Mode::Live);
+    }
+
+    /// The process did what it must not, or is gone. The VM goes on without it.
+    pub(super) fn fail(&mut self, why: &dyn std::error::Error) {
+        if self.failure.is_some() {
+            return;
+        }
+        let text = why.to_string();
+        tracing::error!(device = ?self.kind, reason = %text, "The device process is not used any more; restart this node to get it back");
+        self.failure = Some(text);
+    }
+
+    fn wait_for_orders_to_be_read(&mut self) {
+        self.staging.flush_orders();
+        if self.staging.prepare_sleep() {
+            let doorbell = self.staging.doorbell().as_fd();
+            // The time-out only bounds how late a hang-up is seen; the doorbell is what ends the wait.
+            let _ = poll(&mut [PollFd::new(&doorbell, PollFlags::IN)], Some(&ORDER_WAIT));
+        }
+        self.staging.wake_up();
+        self.check_hang_up();
+    }
+
+    /// Notices a process that died.
+    pub(super) fn check_hang_up(&mut self) {
+        if self.is_alive() && self.staging.is_hung_up() {
+            self.fail(&Gone);
+        }
+    }
+}
+
+/// Passes on what the guest's drivers did to their devices in the exit, once.
+pub(super) fn follow_driver(ports: &mut [DevicePort], machine: &Machine, exit: &mut Exit) {
+    let (ready, reset) = (exit.ready.take(), exit.reset.take());
+    for port in ports {
+        if reset == Some(port.id) {
+            port.deactivate();
+        }
+        if ready == Some(port.id) {
+            port.activate(machine);
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("The process closed its staging socket: it has died or was stopped")]
+struct Gone;

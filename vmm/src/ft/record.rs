@@ -1,0 +1,183 @@
+//! The window of a live machine: what came from the outside becomes records, and enters.
+//!
+//! The run loop of a primary (or of a host that is alone) calls [`Recorder::window`] after every exit. The recorder
+//! gathers what the device processes staged, hands it to the log in one piece, injects it by the same function that a
+//! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
+
+use super::batch::Batch;
+use super::inject::InjectError;
+use super::port::{DevicePort, follow_driver};
+use super::wait::{self, Waker};
+use crate::board::clock::HostClock;
+use crate::machine::{Exit, IdleLimit, Kick, Machine};
+use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
+use lockstep_protocol::record::Input;
+use std::time::Duration;
+
+/// A guest that makes exits without idling sees its clock move at least this often.
+const TICK_EVERY: Duration = Duration::from_millis(1);
+
+/// Where the records of a live machine go.
+pub trait LogSink: Send {
+    /// Appends what enters in the window at `position`, the last one closing it, and returns the log offset before the
+    /// first of them. Waits while the log window is full.
+    ///
+    /// # Errors
+    /// [`PeerLost`] when there is nobody to log for any more; nothing was appended then.
+    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost>;
+
+    /// Whether the peer is lost; asked in every window.
+    fn is_lost(&self) -> bool;
+}
+
+/// There is nobody at the other end of the log any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("The backup is lost")]
+pub struct PeerLost;
+
+/// Why a window could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// The backup is gone: claim, set another sink, and call [`Recorder::window`] again.
+    #[error(transparent)]
+    PeerLost(#[from] PeerLost),
+    /// Our own input did not fit our own machine.
+    #[error("A recorded input did not fit the machine")]
+    Inject(#[from] InjectError),
+}
+
+/// Records and injects for a live machine.
+pub struct Recorder {
+    sink: Box<dyn LogSink>,
+    ports: Vec<DevicePort>,
+    clock: HostClock,
+    waker: Waker,
+    batch: Batch,
+}
+
+impl Recorder {
+    /// A recorder over `ports`, for a guest whose time goes on from `clock`. `waker` ends its sleeps.
+    #[must_use]
+    pub fn new(sink: Box<dyn LogSink>, ports: Vec<DevicePort>, clock: HostClock, waker: Waker) -> Self {
+        Self { sink, ports, clock, waker, batch: Batch::default() }
+    }
+
+    /// The device processes.
+    #[must_use]
+    pub fn ports(&self) -> &[DevicePort] {
+        &self.ports
+    }
+
+    /// From now on the records go to `sink`.
+    pub fn set_sink(&mut self, sink: Box<dyn LogSink>) {
+        self.sink = sink;
+    }
+
+    /// Powers the machine on: the window at position 0.
+    ///
+    /// # Errors
+    /// As [`Self::window`].
+    pub fn power_on(&mut self, machine: &mut Machine, seed: [u8; 32]) -> Result<(), WindowError> {
+        let now = self.clock.now();
+        self.enter(machine, &[Input::PowerOn { seed }, Input::Tick { time: now }]).map(|_| ())
+    }
+
+    /// Serves the window that `exit` opened, and sleeps in it while the guest idles. After [`WindowError::PeerLost`]
+    /// the window is still open, and calling again with the same `exit` goes on where this stopped.
+    ///
+    /// # Errors
+    /// When the backup is lost, or the machine refuses an input.
+    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<(), WindowError> {
+        follow_driver(&mut self.ports, machine, exit);
+        let deadline = exit.idle.map(|limit| self.deadline(limit));
+        loop {
+            if self.sink.is_lost() {
+                return Err(PeerLost.into());
+            }
+            for port in &mut self.ports {
+                self.batch.gather(port, machine);
+            }
+            let now = self.clock.now();
+            let mark = exit.kick.is_some() || exit.end.is_some();
+            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
+            if tick || mark {
+                let start = self.enter_batch(machine, mark, tick.then_some(now))?;
+                self.order(exit.kick.take(), start.next());
+                return Ok(());
+            }
+            match deadline {
+                None => return Ok(()),
+                Some(until) => wait::sleep(&mut self.ports, &self.waker, remaining(until, now)),
+            }
+        }
+    }
+
+    /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
+    pub fn reissue(&mut self, machine: &Machine) {
+        for port in &mut self.ports {
+            let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else { continue };
+            for (queue, ring) in (0_u16..).zip(device.rings()) {
+                for head in ring.inflight() {
+                    port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
+                }
+            }
+            port.flush();
+        }
+    }
+
+    fn deadline(&self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
+        let nanos = u64::try_from(limit?.as_nanos()).unwrap_or(u64::MAX);
+        Some(GuestTime::new(self.clock.now().get().saturating_add(nanos)))
+    }
+
+    /// Logs and injects the batch. The mark comes first, so that an output waits for this very position and no more.
+    fn enter_batch(
+        &mut self,
+        machine: &mut Machine,
+        mark: bool,
+        tick: Option<GuestTime>,
+    ) -> Result<LogOffset, WindowError> {
+        for port in &mut self.ports {
+            self.batch.add_returned(port);
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let first = mark.then_some(Input::Mark).into_iter().chain(tick.map(|time| Input::Tick { time }));
+        let inputs: Vec<_> = first.chain(batch.inputs()).collect();
+        let entered = self.enter(machine, &inputs);
+        drop(inputs);
+        self.batch = batch;
+        let start = entered?;
+        self.batch.clear();
+        Ok(start)
+    }
+
+    fn enter(&mut self, machine: &mut Machine, inputs: &[Input<&[u8]>]) -> Result<LogOffset, WindowError> {
+        let start = self.sink.append(machine.position(), inputs)?;
+        for input in inputs {
+            machine.inject(input)?;
+        }
+        Ok(start)
+    }
+
+    fn order(&mut self, kick: Option<Kick>, needs: LogOffset) {
+        let Some(kick) = kick else { return };
+        let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else { return };
+        for head in kick.heads {
+            port.order(kick.queue, head, needs);
+        }
+        port.flush();
+    }
+}
+
+/// Whether the guest's clock should move in this window even if nothing else enters.
+fn is_due(machine: &Machine, now: GuestTime, deadline: Option<Option<GuestTime>>) -> bool {
+    match deadline {
+        Some(Some(until)) => now >= until,
+        Some(None) => false,
+        None => now.get().saturating_sub(machine.time().get()) >= TICK_EVERY.as_nanos() as u64,
+    }
+}
+
+fn remaining(until: Option<GuestTime>, now: GuestTime) -> Option<Duration> {
+    until.map(|until| Duration::from_nanos(until.get().saturating_sub(now.get())))
+}

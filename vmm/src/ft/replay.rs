@@ -1,0 +1,118 @@
+//! The window of a backup's machine: the records of this position enter, nothing else does.
+//!
+//! The run loop of a backup calls [`Replayer::window`] after every exit. A backup never runs past a window that the
+//! primary has not closed: until then a record for it may still come. It orders nothing from device processes and
+//! reads no clock.
+
+use super::inject::InjectError;
+use super::port::{DevicePort, follow_driver};
+use crate::machine::{Exit, Machine};
+use bytes::Bytes;
+use lockstep_protocol::ids::Position;
+use lockstep_protocol::record::{Input, Record};
+
+/// Where the records of a backup come from.
+pub trait LogSource: Send {
+    /// The next record, in order. Waits for it; `None` when the peer is lost and every record it sent was delivered.
+    fn next(&mut self) -> Option<Record<Bytes>>;
+
+    /// The machine executed the last delivered record and stands at `position`.
+    fn executed(&mut self, position: Position);
+}
+
+/// Where a window ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    /// The primary closed it: run on.
+    Closed,
+    /// The log ends here and the primary is lost; the window is still open.
+    LogEnds,
+}
+
+/// Why the replay cannot go on: this machine is no longer the primary's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Diverged {
+    /// A record is for a position that this machine has passed.
+    #[error("The machine is at position {at}, but the log has a record for {record}")]
+    Passed {
+        /// Where the machine is.
+        at: Position,
+        /// Where the record belongs.
+        record: Position,
+    },
+    /// A record does not fit.
+    #[error("At position {at} a record does not fit the machine")]
+    Misfit {
+        /// Where the machine is.
+        at: Position,
+        /// Why.
+        #[source]
+        source: InjectError,
+    },
+    /// The primary's guest kicked a queue or ended here, ours did not.
+    #[error("At position {0} the primary's guest called for an output, this one did not")]
+    NoOutput(Position),
+}
+
+/// Injects the log into a backup's machine.
+pub struct Replayer {
+    source: Box<dyn LogSource>,
+    ports: Vec<DevicePort>,
+    ahead: Option<Record<Bytes>>,
+}
+
+impl Replayer {
+    /// A replayer of `source`; the `ports` are kept ready for the day this host is promoted.
+    #[must_use]
+    pub fn new(source: Box<dyn LogSource>, ports: Vec<DevicePort>) -> Self {
+        Self { source, ports, ahead: None }
+    }
+
+    /// The device processes.
+    #[must_use]
+    pub fn ports(&self) -> &[DevicePort] {
+        &self.ports
+    }
+
+    /// Ends the replay and hands the device processes on.
+    #[must_use]
+    pub fn into_ports(self) -> Vec<DevicePort> {
+        self.ports
+    }
+
+    /// Lets every record of the open window enter.
+    ///
+    /// # Errors
+    /// [`Diverged`] when a record cannot belong to this machine.
+    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, Diverged> {
+        follow_driver(&mut self.ports, machine, exit);
+        let at = machine.position();
+        loop {
+            let Some(record) = self.ahead.take().or_else(|| self.source.next()) else {
+                return Ok(Replayed::LogEnds);
+            };
+            if record.position > at {
+                self.ahead = Some(record);
+                return Ok(Replayed::Closed);
+            }
+            check(&record, at, exit)?;
+            let input = record.input.borrowed();
+            machine.inject(&input).map_err(|source| Diverged::Misfit { at, source })?;
+            self.source.executed(at);
+            if record.closes {
+                return Ok(Replayed::Closed);
+            }
+        }
+    }
+}
+
+fn check(record: &Record<Bytes>, at: Position, exit: &Exit) -> Result<(), Diverged> {
+    if record.position < at {
+        return Err(Diverged::Passed { at, record: record.position });
+    }
+    let marked = matches!(record.input, Input::Mark);
+    if marked && exit.kick.is_none() && exit.end.is_none() {
+        return Err(Diverged::NoOutput(at));
+    }
+    Ok(())
+}
