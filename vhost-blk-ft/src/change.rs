@@ -75,7 +75,7 @@ impl Change {
     pub fn step(&mut self, disk: &mut Disk) -> io::Result<Progress> {
         match self {
             Self::Write { at, payload, done } => {
-                *done += some(disk.write_some(*at, payload, *done))?;
+                *done += some(disk.write_some(*at + *done as u64, &payload.bytes()[*done..]))?;
                 Ok(progress(*done == payload.bytes().len()))
             }
             Self::Discard { left } => {
@@ -103,11 +103,8 @@ fn zero_some(
         None if disk.zero(*extent, unmap)? => extent.bytes = 0,
         None => *by_hand = Some(Payload::zeros(ZERO_STEP)),
         Some(zeros) => {
-            // The end of the zeros is as aligned as the extent's own length is.
-            let rest = usize::try_from(extent.bytes).unwrap_or(usize::MAX);
-            let skip = zeros.bytes().len().saturating_sub(rest);
-            let from = extent.at.wrapping_sub(skip as u64);
-            let written = some(disk.write_some(from, zeros, skip))? as u64;
+            let count = usize::try_from(extent.bytes).map_or(ZERO_STEP, |bytes| bytes.min(ZERO_STEP));
+            let written = some(disk.write_some(extent.at, &zeros.bytes()[..count]))? as u64;
             extent.at += written;
             extent.bytes -= written;
         }

@@ -19,7 +19,6 @@ use thiserror::Error;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use crate::limits::{SECTOR, SERIAL_BYTES};
-use crate::payload::Payload;
 use crate::request::Extent;
 
 /// Who else may have the disk open.
@@ -164,17 +163,16 @@ impl Disk {
             .try_for_each(|slice| self.cached.write_all_volatile(slice).map_err(to_io))
     }
 
-    /// Writes some of `payload`, from its byte `done` on, with one system call; says how much. On a shared disk what
-    /// was written has left this host when this returns.
-    pub fn write_some(&mut self, at: u64, payload: &Payload, done: usize) -> io::Result<usize> {
+    /// Writes some of `bytes` at `at` with one system call; says how many. What was written has left this host when
+    /// this returns.
+    pub fn write_some(&mut self, at: u64, bytes: &[u8]) -> io::Result<usize> {
         self.dirty = true;
-        let (at, rest) = (at + done as u64, &payload.bytes()[done..]);
         if let Some(direct) = &self.direct
-            && direct.takes(at, rest)
+            && direct.takes(at, bytes)
         {
-            return direct.file.write_at(rest, at);
+            return direct.file.write_at(bytes, at);
         }
-        let written = self.cached.write_at(rest, at)?;
+        let written = self.cached.write_at(bytes, at)?;
         self.cached.sync_data()?;
         Ok(written)
     }
@@ -234,7 +232,8 @@ impl Direct {
     }
 
     fn takes(&self, at: u64, bytes: &[u8]) -> bool {
-        at.is_multiple_of(self.alignment) && (bytes.len() as u64).is_multiple_of(self.alignment)
+        let memory = bytes.as_ptr().addr() as u64;
+        [at, bytes.len() as u64, memory].iter().all(|place| place.is_multiple_of(self.alignment))
     }
 }
 

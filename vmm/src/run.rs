@@ -1,8 +1,30 @@
-//! `lockstep run`: one side of a protected VM, from power-on to its end. Stub.
+//! `lockstep run`: one side of a protected VM, from its configuration to its end.
+//!
+//! [`run`] builds what both roles need, then hands over to the run loop of the role: [`live`] for whoever talks to the
+//! outside, [`shadow`] for a backup, which becomes live when its primary is lost. Each role owns its parts; changing it
+//! consumes the old one.
 
+mod live;
+mod shadow;
+mod start;
+
+use crate::config::{Config, Node};
+use crate::control;
+use crate::ft::port::DevicePort;
+use crate::ft::takeover::Seat;
+use crate::ft::wait::Waker;
+use crate::machine::{End, Machine, MachineSpec};
+use crate::monitor::{DeviceProbe, Monitor};
+use crate::spawn::{self, DeviceProcess};
+use crate::virtio::mmio::DeviceKind;
+use anyhow::Context;
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::Config;
+/// The micro guest's image.
+pub const MICRO_GUEST: &[u8] = include_bytes!(env!("LOCKSTEP_MICRO_GUEST"));
 
 /// What to run.
 #[derive(Debug)]
@@ -28,7 +50,108 @@ pub enum StartRole {
     Backup,
 }
 
+/// How a run ends, other than by an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The guest ended itself.
+    Guest(End),
+    /// Somebody asked this process to stop.
+    Stopped,
+}
+
+/// What every role needs.
+struct Host {
+    config: Config,
+    node: Node,
+    peer: Node,
+    monitor: Arc<Monitor>,
+    waker: Waker,
+    stop: Stop,
+    seat: Seat,
+    machine: Machine,
+    /// Kept for their ends: a device process of ours dies with this value.
+    _processes: Vec<DeviceProcess>,
+}
+
+/// Whether somebody asked this process to stop.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Whether it is time.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Runs the VM until it ends.
+///
+/// # Errors
+/// When this host cannot run it, loses a claim, or diverges.
 pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("Cannot run node {} of {} yet", options.node, options.config.path.display())
+    if options.die_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .context("Cannot ask the kernel to end this process with its parent")?;
+    }
+    let (mut host, ports) = prepare(&options)?;
+    let ended = match (options.role, options.alone) {
+        (StartRole::Primary, true) => live::start_alone(&mut host, ports),
+        (StartRole::Primary, false) => live::start_protected(&mut host, ports),
+        (StartRole::Backup, _) => shadow::start(&mut host, ports),
+    }?;
+    match ended {
+        Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
+        Ended::Guest(End::Panic) => anyhow::bail!("The guest panicked; its console says why"),
+        Ended::Guest(End::Fault { rip }) => anyhow::bail!("The guest faulted at {rip:#x} and cannot go on"),
+    }
+}
+
+fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
+    let config = options.config.clone();
+    let node = config.node(&options.node)?.clone();
+    let peer = config.peer_of(&options.node)?.clone();
+    let shown_peer = (!options.alone).then(|| (peer.name.to_string(), peer.address.to_string()));
+    let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown_peer);
+    let waker = Waker::new().context("Cannot make an event file; raise the limit on open files")?;
+    let stop = start::stop_on_signals(&waker)?;
+    let asked = (stop.clone(), waker.clone());
+    control::serve(&node.run_dir, Arc::clone(&monitor), move || {
+        asked.0.0.store(true, Ordering::Release);
+        asked.1.wake();
+    })?;
+    let seat = Seat {
+        arbiter: start::open_arbiter(&config, &node)?,
+        vm: config.vm.name.clone(),
+        me: Holder { node: node.name.clone(), incarnation: Incarnation::new(rand::random()) },
+    };
+    let processes = spawn::device_processes(&config, &node)?;
+    let ports = connect_ports(&processes)?;
+    monitor.set_devices(processes.iter().zip(&ports).map(|(process, port)| probe(process, port)).collect());
+    let machine = Machine::build(MachineSpec {
+        memory_mib: u64::from(config.vm.memory_mib),
+        image: MICRO_GUEST,
+        cmdline: config.vm.cmdline.clone(),
+        devices: ports.iter().map(DevicePort::window).collect(),
+    })?;
+    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, _processes: processes };
+    Ok((host, ports))
+}
+
+fn connect_ports(processes: &[DeviceProcess]) -> anyhow::Result<Vec<DevicePort>> {
+    (0_u8..)
+        .zip(processes)
+        .map(|(id, process)| {
+            let sockets = &process.sockets;
+            Ok(DevicePort::connect(DeviceId::new(id), process.kind, &sockets.vhost, &sockets.staging)?)
+        })
+        .collect()
+}
+
+fn probe(process: &DeviceProcess, port: &DevicePort) -> DeviceProbe {
+    let kind = match process.kind {
+        DeviceKind::Net => "net",
+        DeviceKind::Blk => "blk",
+    };
+    DeviceProbe { kind, gate: port.gate(), alive: port.liveness(), pid: process.pid() }
 }

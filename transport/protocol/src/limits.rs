@@ -37,6 +37,9 @@ pub const LOG_WINDOW_RECORDS: u64 = 32_768;
 /// The window is accounted in steps of this many log bytes: fine against the window, cheap to remember.
 pub const MILESTONE_BYTES: u64 = 4096;
 
+/// The buffer that records are encoded into grows by pieces of this size.
+pub const OUTGOING_BYTES: usize = 64 << 10;
+
 /// Log bytes a backup holds undelivered before it stops reading the stream.
 pub const BACKLOG_BYTES: usize = 8 << 20;
 

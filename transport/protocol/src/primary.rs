@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::codec::RecordEncoder;
 use crate::ids::{LogOffset, Position, Term};
-use crate::limits::{MAX_SLOWDOWN, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
+use crate::limits::{MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
 use crate::log::{LogWindow, WindowLimit};
 use crate::message::{Ack, Heartbeat};
 use crate::outbox::Gate;
@@ -84,7 +84,7 @@ impl Primary {
             term,
             timing,
             encoder: RecordEncoder::new(),
-            outgoing: BytesMut::new(),
+            outgoing: BytesMut::with_capacity(OUTGOING_BYTES),
             window: LogWindow::new(WindowLimit::default(), start),
             position: Position::ZERO,
             executed: start,

@@ -25,6 +25,9 @@ pub const BLK_FRAMES_RING: u64 = RING_BYTES_MIN;
 /// 2,730 orders: more than any two queues have heads, so a correct VMM never finds it full.
 pub const ORDERS_RING: u64 = 64 << 10;
 
+/// Descriptors of one chain, those of an indirect table included: twice the largest queue that virtio drivers use.
+pub const CHAIN_DESCRIPTORS_MAX: usize = 2048;
+
 /// No ring may be smaller than a page.
 pub const RING_BYTES_MIN: u64 = 4096;
 

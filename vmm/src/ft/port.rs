@@ -13,6 +13,8 @@ use lockstep_staging::vmm_end::{ConnectError, PushError, VmmEnd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a device process may take to come up.
@@ -39,8 +41,8 @@ pub struct DevicePort {
     facts: DeviceFacts,
     pub(super) staging: VmmEnd,
     frontend: FrontEnd,
-    /// Why this process is not used any more; the VM goes on without it.
-    failure: Option<String>,
+    /// Cleared when the process is not used any more; the VM goes on without it.
+    alive: Arc<AtomicBool>,
     /// Chains the device process is done with and that were not yet given back, per queue.
     pub(super) returned: Vec<u16>,
 }
@@ -67,7 +69,7 @@ impl DevicePort {
             facts,
             staging,
             frontend,
-            failure: None,
+            alive: Arc::new(AtomicBool::new(true)),
             returned: vec![0; queues],
         })
     }
@@ -105,7 +107,13 @@ impl DevicePort {
     /// Whether the process still answers.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.failure.is_none()
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Where others can see whether the process still answers.
+    #[must_use]
+    pub fn liveness(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.alive)
     }
 
     /// Tells the process where the queues are, after the guest's driver became ready.
@@ -151,12 +159,13 @@ impl DevicePort {
 
     /// The process did what it must not, or is gone. The VM goes on without it.
     pub(super) fn fail(&mut self, why: &dyn std::error::Error) {
-        if self.failure.is_some() {
-            return;
+        if self.alive.swap(false, Ordering::Relaxed) {
+            tracing::error!(
+                device = ?self.kind,
+                reason = %why,
+                "The device process is not used any more; the guest goes on without it until this node is restarted"
+            );
         }
-        let text = why.to_string();
-        tracing::error!(device = ?self.kind, reason = %text, "The device process is not used any more; restart this node to get it back");
-        self.failure = Some(text);
     }
 
     fn wait_for_orders_to_be_read(&mut self) {

@@ -114,8 +114,8 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Resets the device and takes those of the `wanted` features that it offers.
-    pub fn open(mut registers: Registers, kind: Kind, wanted: u64) -> Result<Self, OpenError> {
+    /// Resets the device and takes those of the features that `choose` wants, told the offer, that it does offer.
+    pub fn open(mut registers: Registers, kind: Kind, choose: fn(u64) -> u64) -> Result<Self, OpenError> {
         if registers.read(MAGIC.0) != MAGIC.1 || registers.read(VERSION.0) != VERSION.1 {
             return Err(OpenError::Absent);
         }
@@ -133,7 +133,7 @@ impl Transport {
             registers.write(DEVICE_FEATURES_SELECT, half);
             offered |= u64::from(registers.read(DEVICE_FEATURES)) << (32 * half);
         }
-        let features = offered & (wanted | VERSION_1);
+        let features = offered & (choose(offered) | VERSION_1);
         for half in [0, 1] {
             registers.write(DRIVER_FEATURES_SELECT, half);
             registers.write(DRIVER_FEATURES, (features >> (32 * half)) as u32);

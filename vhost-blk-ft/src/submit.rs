@@ -1,0 +1,322 @@
+//! From an order to the disk: the requests of a protected VM, which are held until they may be issued.
+//!
+//! Called by `backend.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and are answered at once; whatever changes the disk is an
+//! output and waits in the outbox. [`may_issue`] is asked right before every system call that changes a shared disk,
+//! and nowhere else is that decided.
+
+use std::collections::VecDeque;
+
+use lockstep_protocol::{LogOffset, Outbox, OutboxLimit};
+use lockstep_staging::{DeviceEnd, Mode, Order, StageError, boottime};
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+use vm_memory::GuestAddress;
+
+use crate::chain::{Chain, Table};
+use crate::change::{Change, Progress};
+use crate::complete::{Failures, fill, write_padded};
+use crate::disk::Disk;
+use crate::inflight::Inflight;
+use crate::limits::TRANSFER_MAX;
+use crate::payload::Payload;
+use crate::request::{Bounds, Command, NoAnswer, Reply, Request, Status};
+use crate::sink::{self, Memory, Ring, Ticket};
+
+/// The requests of one protected VM, from order to completion. Dropping it drops what it holds.
+#[derive(Debug)]
+pub struct Submit {
+    /// Taken, not looked at yet: the outbox or the staging ring is full, or this is a backup.
+    waiting: VecDeque<Order>,
+    held: Outbox<Held>,
+    /// Released and begun, not complete.
+    issuing: Option<Held>,
+    inflight: Inflight,
+    failures: Failures,
+    mode: Mode,
+}
+
+/// An output and what it takes to complete it.
+#[derive(Debug)]
+struct Held {
+    ticket: Ticket,
+    reply: Reply,
+    needs: LogOffset,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Change(Change),
+    Flush,
+}
+
+/// Whether a request went on or has to wait for room.
+enum Took {
+    It,
+    NoRoom,
+}
+
+impl Default for Submit {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            held: Outbox::new(OutboxLimit::default()),
+            issuing: None,
+            inflight: Inflight::default(),
+            failures: Failures::default(),
+            mode: Mode::Quiet,
+        }
+    }
+}
+
+impl Submit {
+    /// Does everything that can be done now. `memory` is missing until the VMM has shared it.
+    pub fn pump(
+        &mut self,
+        end: &mut DeviceEnd,
+        disk: &mut Disk,
+        memory: Option<&Memory>,
+        rings: &[Ring],
+    ) -> Result<(), StageError> {
+        self.follow(end.mode(), disk);
+        self.collect(end)?;
+        if let (Mode::Live, Some(memory)) = (self.mode, memory) {
+            while self.take_all(end, disk, memory, rings)? | self.issue_all(end, disk)? {}
+        }
+        let begun = self.issuing.as_ref().map(|held| held.needs);
+        let count = self.held.len() + usize::from(begun.is_some());
+        end.publish_waiting(begun.or(self.held.waiting_for()), count);
+        Ok(())
+    }
+
+    /// How many requests are in flight, and how many of them are held outputs.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.inflight.len(), self.held.len() + usize::from(self.issuing.is_some()))
+    }
+
+    /// What the VMM wants of us. A host that halted stays halted, whatever is said afterwards.
+    fn follow(&mut self, mode: Mode, disk: &Disk) {
+        match (self.mode, mode) {
+            (Mode::Halted, _) => {}
+            (Mode::Quiet, Mode::Live) => disk.forget_cached(),
+            (_, Mode::Halted) => {
+                let dropped = self.held.discard() + usize::from(self.issuing.take().is_some());
+                self.waiting.clear();
+                self.inflight.forget();
+                tracing::info!(dropped, "Halted: what was held will never be issued");
+            }
+            _ => {}
+        }
+        if self.mode != Mode::Halted {
+            self.mode = mode;
+        }
+    }
+
+    /// Takes orders off the ring; there are never more of them than queues have heads.
+    fn collect(&mut self, end: &mut DeviceEnd) -> Result<(), StageError> {
+        while let Some(order) = end.pop_order()? {
+            if self.mode == Mode::Halted {
+                continue;
+            }
+            match self.inflight.take(ticket_of(&order)) {
+                Ok(()) => self.waiting.push_back(order),
+                Err(refused) => tracing::warn!(%refused, ?order, "An order is ignored"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at waiting orders, in order, until one has to wait. Says whether any did not.
+    fn take_all(
+        &mut self,
+        end: &mut DeviceEnd,
+        disk: &mut Disk,
+        memory: &Memory,
+        rings: &[Ring],
+    ) -> Result<bool, StageError> {
+        let mut any = false;
+        while let Some(order) = self.waiting.front().copied() {
+            let request = read_request(memory, rings, &order, disk);
+            match self.take(end, disk, memory, &order, request)? {
+                Took::It => self.waiting.pop_front(),
+                Took::NoRoom => break,
+            };
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn take(
+        &mut self,
+        end: &mut DeviceEnd,
+        disk: &mut Disk,
+        memory: &Memory,
+        order: &Order,
+        request: Result<Request, NoAnswer>,
+    ) -> Result<Took, StageError> {
+        let ticket = ticket_of(order);
+        let Request { command, reply } = match request {
+            Ok(request) => request,
+            Err(reason) => {
+                tracing::debug!(%reason, ?order, "A chain cannot be answered");
+                if !end.has_room_for_completion(0)? {
+                    return Ok(Took::NoRoom);
+                }
+                sink::stage_empty(end, ticket)?;
+                self.inflight.complete(ticket);
+                return Ok(Took::It);
+            }
+        };
+        let work = match command {
+            Command::Write(extent, segments) => {
+                if !self.held.has_room(usize::try_from(extent.bytes).unwrap_or(usize::MAX)) {
+                    return Ok(Took::NoRoom);
+                }
+                match Payload::copy(memory, &segments) {
+                    Ok(payload) => Work::Change(Change::write(extent.at, payload)),
+                    Err(_) => return self.answer(end, disk, ticket, &Command::Refuse(Status::IoError), &reply),
+                }
+            }
+            Command::Discard(extents) => Work::Change(Change::discard(extents)),
+            Command::WriteZeroes { extents, unmap } => Work::Change(Change::write_zeroes(extents, unmap)),
+            Command::Flush => return self.flush(end, disk, ticket, reply),
+            Command::Read(_) | Command::GetId | Command::Refuse(_) => {
+                return self.answer(end, disk, ticket, &command, &reply);
+            }
+        };
+        Ok(self.hold(Held { ticket, reply, needs: order.needs, work }))
+    }
+
+    fn hold(&mut self, held: Held) -> Took {
+        let weight = match &held.work {
+            Work::Change(change) => change.weight(),
+            Work::Flush => 0,
+        };
+        match self.held.hold(held.needs, weight, held) {
+            Ok(()) => Took::It,
+            Err(_) => Took::NoRoom,
+        }
+    }
+
+    /// A flush covers every write taken before it, so it goes behind those that are held. It needs no ack itself.
+    fn flush(
+        &mut self,
+        end: &mut DeviceEnd,
+        disk: &mut Disk,
+        ticket: Ticket,
+        reply: Reply,
+    ) -> Result<Took, StageError> {
+        if !self.held.is_empty() || self.issuing.is_some() {
+            return Ok(self.hold(Held { ticket, reply, needs: LogOffset::ZERO, work: Work::Flush }));
+        }
+        if !end.has_room_for_completion(reply.length as usize)? {
+            return Ok(Took::NoRoom);
+        }
+        let status = self.failures.status_of("flushing", disk.flush());
+        self.finish(end, ticket, &reply, status)?;
+        Ok(Took::It)
+    }
+
+    /// Answers what needs nobody's leave.
+    fn answer(
+        &mut self,
+        end: &mut DeviceEnd,
+        disk: &mut Disk,
+        ticket: Ticket,
+        command: &Command,
+        reply: &Reply,
+    ) -> Result<Took, StageError> {
+        if !end.has_room_for_completion(reply.length as usize)? {
+            return Ok(Took::NoRoom);
+        }
+        sink::stage(end, ticket, reply, |room| fill(disk, &mut self.failures, command, room))?;
+        self.inflight.complete(ticket);
+        Ok(Took::It)
+    }
+
+    /// Issues what may be issued, oldest first. Says whether anything was completed.
+    fn issue_all(&mut self, end: &mut DeviceEnd, disk: &mut Disk) -> Result<bool, StageError> {
+        let mut any = false;
+        loop {
+            if self.issuing.is_none() {
+                let gate = end.gate();
+                self.issuing = self.held.poll_release(&gate, boottime());
+            }
+            let Some(held) = &mut self.issuing else { return Ok(any) };
+            if !end.has_room_for_completion(held.reply.length as usize)? {
+                return Ok(any);
+            }
+            let Some(status) = issue(end, disk, &mut self.failures, held) else { return Ok(any) };
+            if let Some(Held { ticket, reply, .. }) = self.issuing.take() {
+                self.finish(end, ticket, &reply, status)?;
+                end.count_released(1);
+            }
+            any = true;
+        }
+    }
+
+    /// Completes a request that has no data; there is room.
+    fn finish(
+        &mut self,
+        end: &mut DeviceEnd,
+        ticket: Ticket,
+        reply: &Reply,
+        status: Status,
+    ) -> Result<(), StageError> {
+        sink::stage(end, ticket, reply, |room| {
+            write_padded(room, &[]);
+            status
+        })?;
+        self.inflight.complete(ticket);
+        Ok(())
+    }
+}
+
+/// THE question before a shared disk changes: is everything that this output needs acked, and is it still our term?
+/// The gate is read first and the clock after it, so a lease is never taken for longer than it was.
+fn may_issue(end: &mut DeviceEnd, needs: LogOffset) -> bool {
+    let gate = end.gate();
+    gate.lets(needs, boottime())
+}
+
+/// Goes on with an output until it is complete; `None` when it has to stop first.
+fn issue(end: &mut DeviceEnd, disk: &mut Disk, failures: &mut Failures, held: &mut Held) -> Option<Status> {
+    loop {
+        if !may_issue(end, held.needs) {
+            return None;
+        }
+        let outcome = match &mut held.work {
+            Work::Change(change) => change.step(disk),
+            Work::Flush => disk.flush().map(|()| Progress::Done),
+        };
+        match outcome {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done) => return Some(Status::Ok),
+            Err(error) => return Some(failures.status_of("writing", Err(error))),
+        }
+    }
+}
+
+/// Where a queue's descriptors lie.
+pub(crate) fn table_of(ring: &Ring) -> Table {
+    let state = ring.get_ref();
+    let queue = state.get_queue();
+    Table { start: GuestAddress(queue.desc_table()), size: queue.size() }
+}
+
+/// What a request has to keep to.
+pub(crate) fn bounds(disk: &Disk, transfer_max: u32) -> Bounds {
+    Bounds { disk_bytes: disk.bytes(), read_only: disk.is_read_only(), transfer_max }
+}
+
+fn ticket_of(order: &Order) -> Ticket {
+    Ticket { queue: order.queue, head: order.head }
+}
+
+fn read_request(memory: &Memory, rings: &[Ring], order: &Order, disk: &Disk) -> Result<Request, NoAnswer> {
+    // A queue that was never set up has a table of no descriptors.
+    let nowhere = Table { start: GuestAddress(0), size: 0 };
+    let table = rings.get(usize::from(order.queue.get())).map_or(nowhere, table_of);
+    let chain = Chain::read(memory, table, order.head)?;
+    Request::parse(memory, chain, &bounds(disk, TRANSFER_MAX))
+}

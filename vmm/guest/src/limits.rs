@@ -1,0 +1,37 @@
+//! Every bound of the guest, with its reason. Read by all other files; decides nothing.
+
+/// Longest value, and longest single argument.
+pub const VALUE_MAX: usize = 1 << 20;
+/// Longest key.
+pub const KEY_MAX: usize = 64 << 10;
+/// All arguments of one command together: one value of the longest kind and its key.
+pub const COMMAND_MAX: usize = VALUE_MAX + KEY_MAX;
+/// Most arguments of one command. Redis allows a million; their bookkeeping alone would be 8 MiB here.
+pub const ARGUMENTS_MAX: usize = 64 << 10;
+/// Longest line of the protocol: an inline command, or a length. Redis's own limit.
+pub const LINE_MAX: usize = 64 << 10;
+/// What a connection may have read ahead of the command it is at.
+pub const READ_AHEAD: usize = 64 << 10;
+/// With this much to send, a connection executes nothing further until its client reads.
+pub const REPLIES_HIGH: usize = 256 << 10;
+/// Longest single reply (KEYS, MGET).
+pub const REPLY_MAX: usize = 4 << 20;
+
+/// Buffers of a TCP connection, each way.
+pub const SOCKET_BUFFER: usize = 64 << 10;
+/// Most connections, however much memory there is: each is looked at in every round.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Fewest connections worth running with.
+pub const CONNECTIONS_MIN: usize = 8;
+
+/// A group of writes is closed when it has grown to this.
+pub const GROUP_BYTES: usize = 512 << 10;
+/// Largest batch that can be in a log: a full group and one more command, and their frames.
+pub const BATCH_MAX: usize = GROUP_BYTES + 4 * COMMAND_MAX;
+/// How much of the store one batch of a compaction carries.
+pub const SNAPSHOT_BYTES: usize = 256 << 10;
+
+/// Most rounds of hashing that `DEBUG HASH` does in one go.
+pub const HASH_ROUNDS_MAX: u64 = 1_000_000_000;
+/// How many keys with a time to live are looked at in one step of expiry.
+pub const EXPIRY_STEP: usize = 64;

@@ -1,0 +1,162 @@
+//! The run loop of the host that talks to the outside: a primary, or a host that holds its term alone.
+
+use super::{Ended, Host, start};
+use crate::board::clock::HostClock;
+use crate::ft::pair::PrimarySide;
+use crate::ft::port::DevicePort;
+use crate::ft::record::{LogSink, PeerLost, Recorder, WindowError};
+use crate::ft::takeover::{Settled, settle};
+use crate::machine::{End, Exit};
+use crate::status::{Role, What};
+use lockstep_protocol::ids::{GuestTime, LogOffset, Position, Term};
+use lockstep_protocol::record::Input;
+use lockstep_protocol::session::Parting;
+use lockstep_protocol::takeover::Deed;
+
+/// The log of a host that is alone: nobody reads it, so only its length is kept.
+#[derive(Debug)]
+pub(super) struct NoLog {
+    end: LogOffset,
+}
+
+impl NoLog {
+    /// Goes on counting at `end`.
+    pub(super) fn from(end: LogOffset) -> Self {
+        Self { end }
+    }
+}
+
+impl LogSink for NoLog {
+    fn append(&mut self, _: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost> {
+        let start = self.end;
+        self.end = start.advance(inputs.len() as u64);
+        Ok(start)
+    }
+
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+/// A host that talks to the outside, with its backup or without.
+pub(super) struct Live {
+    pub(super) recorder: Recorder,
+    pub(super) pair: Option<PrimarySide>,
+    pub(super) term: Term,
+}
+
+/// Powers the VM on without a backup.
+pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
+    let last = start::last_term(host)?;
+    start::check_nobody_else_lives(host, &last)?;
+    let term = start::claim_first(host, last.term)?;
+    ports.iter().for_each(DevicePort::go_live_alone);
+    host.monitor.set_role(Role::Alone, term);
+    host.monitor.note(What::Live);
+    let recorder = Recorder::new(
+        Box::new(NoLog::from(LogOffset::ZERO)),
+        ports,
+        HostClock::starting_at(GuestTime::ZERO),
+        host.waker.clone(),
+    );
+    power_on(host, Live { recorder, pair: None, term })
+}
+
+/// Powers the VM on once the backup is there and the term is claimed.
+pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
+    let last = start::last_term(host)?;
+    let pair = PrimarySide::connect(start::link_config(host, &ports, last.term.next())?, host.context(&ports))?;
+    host.monitor.note(What::PeerConnected);
+    // Only now: a host that answers as a backup is certainly not live.
+    let term = start::claim_first(host, last.term)?;
+    pair.open_gates();
+    host.monitor.set_pair(Some(pair.probe()));
+    host.monitor.set_role(Role::Primary, term);
+    host.monitor.note(What::Live);
+    let recorder = Recorder::new(
+        Box::new(pair.sink()),
+        ports,
+        HostClock::starting_at(GuestTime::ZERO),
+        host.waker.clone(),
+    );
+    power_on(host, Live { recorder, pair: Some(pair), term })
+}
+
+fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
+    let seed = rand::random();
+    while let Err(error) = live.recorder.power_on(&mut host.machine, seed) {
+        live.survive(host, error)?;
+    }
+    live.run(host)
+}
+
+impl Live {
+    /// Runs the guest until it ends or this process is asked to stop.
+    pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
+        loop {
+            let mut exit = host.machine.step()?;
+            if let Some(ended) = self.window(host, &mut exit)? {
+                return Ok(self.leave(ended));
+            }
+        }
+    }
+
+    /// Serves one window, whatever it takes; says when it was the last one.
+    pub(super) fn window(&mut self, host: &mut Host, exit: &mut Exit) -> anyhow::Result<Option<Ended>> {
+        let end = exit.end;
+        loop {
+            if host.stop.is_asked() {
+                return Ok(Some(Ended::Stopped));
+            }
+            match self.recorder.window(&mut host.machine, exit, &host.stop) {
+                Ok(()) => break,
+                Err(error) => self.survive(host, error)?,
+            }
+        }
+        host.observe();
+        Ok(end.map(Ended::Guest))
+    }
+
+    /// A lost backup is survived by claiming the next term; anything else is not.
+    fn survive(&mut self, host: &mut Host, error: WindowError) -> anyhow::Result<()> {
+        let (WindowError::PeerLost(_), Some(pair)) = (&error, self.pair.take()) else { return Err(error.into()) };
+        host.monitor.set_role(Role::TakingOver, self.term);
+        host.monitor.set_pair(None);
+        let (mut claiming, end) = pair.suspect();
+        let monitor = &host.monitor;
+        let note = |deed: &Deed| {
+            if matches!(deed, Deed::Claim { .. }) {
+                monitor.note(What::Claiming);
+            }
+        };
+        let settled = settle(&mut claiming, &mut host.seat, note, || host.stop.is_asked())?;
+        match settled {
+            Settled::Lives(term) => {
+                host.monitor.note(What::Claimed);
+                self.term = term;
+                self.recorder.set_sink(Box::new(NoLog::from(end)));
+                self.recorder.ports().iter().for_each(DevicePort::go_live_alone);
+                host.monitor.set_role(Role::Alone, term);
+                Ok(())
+            }
+            Settled::Stopped => Ok(()),
+            Settled::Halts { by, term } => Err(host.halt(self.recorder.ports(), &by, term)),
+        }
+    }
+
+    /// Ends cleanly: the last outputs leave before the process does, and the backup learns why.
+    fn leave(self, ended: Ended) -> Ended {
+        self.recorder.drain(OUTPUTS_LEAVE);
+        if let Some(pair) = self.pair {
+            pair.goodbye(match ended {
+                Ended::Guest(End::PowerOff) => Parting::PowerOff,
+                Ended::Guest(_) => Parting::Failed,
+                Ended::Stopped => Parting::Stopped,
+            });
+        }
+        ended
+    }
+}
+
+/// How long a VM that ended waits for its last outputs to leave.
+const OUTPUTS_LEAVE: std::time::Duration = std::time::Duration::from_secs(1);
