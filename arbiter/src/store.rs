@@ -100,14 +100,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether asking again can help without a person deciding something first.
+    /// Whether asking again can help. A disk that is not mounted, not writable or full may be so in a minute,
+    /// and until then the claimant loses nothing by waiting.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Missing { .. } | Self::NotWritable { .. } | Self::Full { .. } | Self::Io { .. } => true,
-            Self::NotADirectory { .. }
-            | Self::NoHardLinks { .. }
-            | Self::Damaged { .. }
-            | Self::NeverHandedOut { .. } => false,
+            Self::Missing { .. }
+            | Self::NotWritable { .. }
+            | Self::Full { .. }
+            | Self::NeverHandedOut { .. }
+            | Self::Io { .. } => true,
+            Self::NotADirectory { .. } | Self::NoHardLinks { .. } | Self::Damaged { .. } => false,
         }
     }
 }

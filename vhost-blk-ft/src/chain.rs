@@ -63,7 +63,12 @@ pub enum BadChain {
 impl Chain {
     /// Walks the chain that begins at `head`.
     pub fn read<M: GuestMemory>(memory: &M, table: Table, head: Head) -> Result<Self, BadChain> {
-        let mut walk = Walk { table, next: head.get(), indirect: false, left: usize::from(table.size) };
+        let mut walk = Walk {
+            table,
+            next: head.get(),
+            indirect: false,
+            left: usize::from(table.size),
+        };
         let mut chain = Self::default();
         let mut bytes = 0_u32;
         let mut descriptors = 0;
@@ -73,7 +78,9 @@ impl Chain {
             if descriptors > DESCRIPTORS_MAX {
                 return Err(BadChain::TooLong);
             }
-            bytes = bytes.checked_add(descriptor.len()).ok_or(BadChain::TooManyBytes)?;
+            bytes = bytes
+                .checked_add(descriptor.len())
+                .ok_or(BadChain::TooManyBytes)?;
             chain.push(memory, descriptor)?;
             if !descriptor.has_next() {
                 return Ok(chain);
@@ -83,8 +90,15 @@ impl Chain {
     }
 
     fn push<M: GuestMemory>(&mut self, memory: &M, descriptor: Descriptor) -> Result<(), BadChain> {
-        let segment = Segment { start: descriptor.addr(), length: descriptor.len() };
-        let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
+        let segment = Segment {
+            start: descriptor.addr(),
+            length: descriptor.len(),
+        };
+        let access = if descriptor.is_write_only() {
+            Permissions::Write
+        } else {
+            Permissions::Read
+        };
         if !memory.check_range(segment.start, segment.length as usize, access) {
             return Err(BadChain::NoMemory);
         }
@@ -117,7 +131,11 @@ impl Walk {
         }
         self.enter(descriptor)?;
         let first = self.load(memory)?;
-        if first.refers_to_indirect_table() { Err(BadChain::BadIndirect) } else { Ok(first) }
+        if first.refers_to_indirect_table() {
+            Err(BadChain::BadIndirect)
+        } else {
+            Ok(first)
+        }
     }
 
     fn load<M: GuestMemory>(&mut self, memory: &M) -> Result<Descriptor, BadChain> {
@@ -126,7 +144,11 @@ impl Walk {
         }
         self.left = self.left.checked_sub(1).ok_or(BadChain::TooLong)?;
         let offset = u64::from(self.next) * size_of::<Descriptor>() as u64;
-        let place = self.table.start.checked_add(offset).ok_or(BadChain::NoDescriptor)?;
+        let place = self
+            .table
+            .start
+            .checked_add(offset)
+            .ok_or(BadChain::NoDescriptor)?;
         memory.read_obj(place).map_err(|_| BadChain::NoDescriptor)
     }
 
@@ -137,8 +159,16 @@ impl Walk {
         if self.indirect || !whole || size == 0 || way.has_next() {
             return Err(BadChain::BadIndirect);
         }
-        let table = Table { start: way.addr(), size };
-        *self = Self { table, next: 0, indirect: true, left: entries };
+        let table = Table {
+            start: way.addr(),
+            size,
+        };
+        *self = Self {
+            table,
+            next: 0,
+            indirect: true,
+            left: entries,
+        };
         Ok(())
     }
 }

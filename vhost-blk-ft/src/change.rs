@@ -55,12 +55,18 @@ impl Change {
 
     /// A discard.
     pub fn discard(extents: Vec<Extent>) -> Self {
-        Self::Discard { left: reversed(extents) }
+        Self::Discard {
+            left: reversed(extents),
+        }
     }
 
     /// A write-zeroes.
     pub fn write_zeroes(extents: Vec<Extent>, unmap: bool) -> Self {
-        Self::WriteZeroes { left: reversed(extents), unmap, by_hand: None }
+        Self::WriteZeroes {
+            left: reversed(extents),
+            unmap,
+            by_hand: None,
+        }
     }
 
     /// How many bytes of memory it occupies while it is held.
@@ -98,7 +104,9 @@ fn zero_some(
     unmap: bool,
     by_hand: &mut Option<Payload>,
 ) -> io::Result<()> {
-    let Some(extent) = left.last_mut() else { return Ok(()) };
+    let Some(extent) = left.last_mut() else {
+        return Ok(());
+    };
     match by_hand {
         None if disk.zero(*extent, unmap)? => extent.bytes = 0,
         None => *by_hand = Some(Payload::zeros(ZERO_STEP)),

@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn an_answer_that_is_longer_than_its_words_ends_in_zeros() {
         let (mut first, mut second) = ([9; 3], [9; 6000]);
-        write_padded(&mut [first.as_mut_slice().into(), second.as_mut_slice().into()], b"abcd");
+        write_padded(
+            &mut [first.as_mut_slice().into(), second.as_mut_slice().into()],
+            b"abcd",
+        );
         assert_eq!(&first, b"abc");
         assert_eq!((second[0], second[1], second[5999]), (b'd', 0, 0));
     }

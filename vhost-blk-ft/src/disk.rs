@@ -56,7 +56,9 @@ pub enum OpenError {
     #[error("{0} is neither a regular file nor a block device")]
     WrongKind(PathBuf),
     /// The last sector is not whole.
-    #[error("{path} has {bytes} bytes, which is not a positive multiple of {SECTOR}: resize it with `truncate`")]
+    #[error(
+        "{path} has {bytes} bytes, which is not a positive multiple of {SECTOR}: resize it with `truncate`"
+    )]
     Size {
         /// The disk.
         path: PathBuf,
@@ -101,7 +103,10 @@ impl Disk {
     /// Opens, checks and locks it.
     pub fn open(options: &DiskOptions) -> Result<Self, OpenError> {
         let path = &options.path;
-        let os = |source| OpenError::Os { path: path.clone(), source };
+        let os = |source| OpenError::Os {
+            path: path.clone(),
+            source,
+        };
         let mut cached = open(path, options.read_only, OFlags::empty())?;
         let kind = cached.metadata().map_err(os)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -110,7 +115,10 @@ impl Disk {
         lock(&cached, options)?;
         let bytes = cached.seek(SeekFrom::End(0)).map_err(os)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(OpenError::Size { path: path.clone(), bytes });
+            return Err(OpenError::Size {
+                path: path.clone(),
+                bytes,
+            });
         }
         let direct = match (options.sharing, options.read_only) {
             (Sharing::Shared, false) => Direct::open(path, &cached),
@@ -219,7 +227,10 @@ impl Direct {
     /// `None` where the file system does not do it, which is said once.
     fn open(path: &Path, cached: &File) -> Option<Self> {
         match open(path, false, OFlags::DIRECT) {
-            Ok(file) => Some(Self { file, alignment: alignment_of(cached) }),
+            Ok(file) => Some(Self {
+                file,
+                alignment: alignment_of(cached),
+            }),
             Err(error) => {
                 tracing::warn!(
                     %error,
@@ -233,7 +244,9 @@ impl Direct {
 
     fn takes(&self, at: u64, bytes: &[u8]) -> bool {
         let memory = bytes.as_ptr().addr() as u64;
-        [at, bytes.len() as u64, memory].iter().all(|place| place.is_multiple_of(self.alignment))
+        [at, bytes.len() as u64, memory]
+            .iter()
+            .all(|place| place.is_multiple_of(self.alignment))
     }
 }
 
@@ -261,7 +274,10 @@ fn open(path: &Path, read_only: bool, flags: OFlags) -> Result<File, OpenError> 
                 OpenError::Permission(path.to_owned())
             }
             io::ErrorKind::IsADirectory => OpenError::WrongKind(path.to_owned()),
-            _ => OpenError::Os { path: path.to_owned(), source },
+            _ => OpenError::Os {
+                path: path.to_owned(),
+                source,
+            },
         })
 }
 

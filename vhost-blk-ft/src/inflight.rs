@@ -35,7 +35,11 @@ impl Inflight {
         if !known {
             return Err(Refused::Unknown);
         }
-        if self.taken.insert(ticket) { Ok(()) } else { Err(Refused::Twice) }
+        if self.taken.insert(ticket) {
+            Ok(())
+        } else {
+            Err(Refused::Twice)
+        }
     }
 
     /// A request was completed; its head may come again.
@@ -67,7 +71,10 @@ mod tests {
     use super::*;
 
     fn ticket(queue: u16, head: u16) -> Ticket {
-        Ticket { queue: QueueIndex::new(queue), head: Head::new(head) }
+        Ticket {
+            queue: QueueIndex::new(queue),
+            head: Head::new(head),
+        }
     }
 
     #[test]

@@ -1,1 +1,35 @@
-//! Placeholder.
+//! vhost-blk-ft: a virtio disk as a process of its own.
+//!
+//! Read in this order:
+//!
+//! ```text
+//!   backend   every wake-up, and where it leads
+//!   plain     a kick of any vhost-user front-end: served at once     ┐
+//!   submit    an order of our VMM: answered, or held and then issued ┤
+//!   chain     descriptors -> segments                                │ both go
+//!   request   segments -> what the guest asks for, checked           │ through
+//!   disk      the file or device, one system call at a time          │ these
+//!   change    a write, discard or write-zeroes, step by step         │
+//!   complete  what an answer says                                    │
+//!   sink      where an answer goes: guest memory, or the staging ring┘
+//!   inflight  which orders are taken and not completed
+//! ```
+//!
+//! In a protected VM this process never writes guest memory, and never changes the disk before the gate lets it.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod backend;
+pub mod chain;
+pub mod change;
+pub mod complete;
+pub mod disk;
+pub mod inflight;
+pub mod limits;
+pub mod offer;
+pub mod payload;
+pub mod plain;
+pub mod request;
+pub mod serve;
+pub mod sink;
+pub mod submit;

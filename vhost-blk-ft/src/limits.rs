@@ -40,14 +40,20 @@ pub const ZERO_SECTORS_MAX: u32 = 1 << 15;
 /// Bytes of zeros written by one system call, so that leave to write is asked for often enough.
 pub const ZERO_STEP: usize = 1 << 20;
 
+/// How often a session is worked on in one go while there is always more to do, before others get their turn.
+pub const PUMP_ROUNDS: usize = 64;
+
 /// Bytes of the disk's name that a guest may ask for.
 pub const SERIAL_BYTES: usize = 20;
 
 /// Alignment of buffers for direct I/O: as much as any storage asks for.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-const _: () = assert!(SEGMENTS_MAX * SEGMENT_BYTES_MAX <= TRANSFER_MAX, "an honest request fits");
 const _: () = assert!(
-    TRANSFER_MAX as usize + 1 <= lockstep_staging::limits::COMPLETION_BYTES_MAX,
+    SEGMENTS_MAX * SEGMENT_BYTES_MAX <= TRANSFER_MAX,
+    "an honest request fits"
+);
+const _: () = assert!(
+    (TRANSFER_MAX as usize) < lockstep_staging::limits::COMPLETION_BYTES_MAX,
     "a read fits the staging ring with its status"
 );

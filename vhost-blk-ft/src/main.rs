@@ -1,2 +1,25 @@
-//! Placeholder.
-fn main() {}
+//! The executable: arguments, logging, one sentence when it cannot go on.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use vhost_blk_ft::args::Args;
+use vhost_blk_ft::serve;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match serve::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-blk-ft: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -109,7 +109,12 @@ pub fn config_part(disk: &Disk, offset: u32, size: u32) -> Vec<u8> {
     let (offset, size) = (offset as usize, size as usize);
     // vhost-user itself allows no more than 256 bytes; this is the bound for whoever calls with something else.
     let size = size.min(lockstep_staging::limits::CONFIG_BYTES_MAX);
-    config.into_iter().skip(offset).chain(std::iter::repeat(0)).take(size).collect()
+    config
+        .into_iter()
+        .skip(offset)
+        .chain(std::iter::repeat(0))
+        .take(size)
+        .collect()
 }
 
 const _: () = assert!(size_of::<Config>() == 60, "write_zeroes_may_unmap lies at 56");

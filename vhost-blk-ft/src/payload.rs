@@ -23,7 +23,11 @@ impl Payload {
         let buffer = vec![0; length + BUFFER_ALIGNMENT];
         let start = buffer.as_ptr().align_offset(BUFFER_ALIGNMENT);
         assert!(start < BUFFER_ALIGNMENT, "bytes can be aligned to anything");
-        Self { buffer, start, length }
+        Self {
+            buffer,
+            start,
+            length,
+        }
     }
 
     /// What these segments of guest memory hold now.

@@ -69,14 +69,24 @@ fn serve(
         }
     };
     let changed = match command {
-        Command::Write(extent, ref segments) => failures.status_of("writing", write_from(memory, segments, disk, extent.at)),
+        Command::Write(extent, ref segments) => {
+            failures.status_of("writing", write_from(memory, segments, disk, extent.at))
+        }
         Command::Discard(ref extents) => run(Change::discard(extents.clone()), disk, failures),
-        Command::WriteZeroes { ref extents, unmap } => run(Change::write_zeroes(extents.clone(), unmap), disk, failures),
+        Command::WriteZeroes { ref extents, unmap } => {
+            run(Change::write_zeroes(extents.clone(), unmap), disk, failures)
+        }
         Command::Flush => failures.status_of("flushing", disk.flush()),
         Command::Read(_) | Command::GetId | Command::Refuse(_) => Status::Ok,
     };
-    let command = if changed == Status::Ok { command } else { Command::Refuse(changed) };
-    sink::put(ring, memory, head, &reply, |room| fill(disk, failures, &command, room))
+    let command = if changed == Status::Ok {
+        command
+    } else {
+        Command::Refuse(changed)
+    };
+    sink::put(ring, memory, head, &reply, |room| {
+        fill(disk, failures, &command, room)
+    })
 }
 
 fn run(mut change: Change, disk: &mut Disk, failures: &mut Failures) -> Status {
@@ -92,7 +102,8 @@ fn run(mut change: Change, disk: &mut Disk, failures: &mut Failures) -> Status {
 fn write_from(memory: &Memory, segments: &[Segment], disk: &mut Disk, at: u64) -> std::io::Result<()> {
     let mut data = Vec::with_capacity(segments.len());
     for segment in segments {
-        let slices = GuestMemory::get_slices(memory, segment.start, segment.length as usize, Permissions::Read);
+        let slices =
+            GuestMemory::get_slices(memory, segment.start, segment.length as usize, Permissions::Read);
         for slice in slices.map_err(std::io::Error::other)? {
             data.push(slice.map_err(std::io::Error::other)?);
         }

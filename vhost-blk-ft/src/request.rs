@@ -158,14 +158,19 @@ fn parse_command<M: GuestMemory>(
     let mut header = Header::new_zeroed();
     take(memory, &mut said, header.as_mut_bytes())?;
     // Guests of version 1.0 are little-endian; so is every host that this runs on.
-    let writes = matches!(header.kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
+    let writes = matches!(
+        header.kind,
+        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+    );
     if writes && bounds.read_only {
         return Err(Status::IoError);
     }
     match header.kind {
-        VIRTIO_BLK_T_IN => {
-            Ok(Command::Read(transfer(header.sector, u64::from(reply.data_length()), bounds)?))
-        }
+        VIRTIO_BLK_T_IN => Ok(Command::Read(transfer(
+            header.sector,
+            u64::from(reply.data_length()),
+            bounds,
+        )?)),
         VIRTIO_BLK_T_OUT => {
             let bytes = said.iter().map(|segment| u64::from(segment.length)).sum();
             Ok(Command::Write(transfer(header.sector, bytes, bounds)?, said))
@@ -181,7 +186,10 @@ fn parse_command<M: GuestMemory>(
         VIRTIO_BLK_T_WRITE_ZEROES => {
             let known = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
             let (extents, flags) = ranges(memory, said, ZERO_SECTORS_MAX, known, bounds)?;
-            Ok(Command::WriteZeroes { extents, unmap: flags == known })
+            Ok(Command::WriteZeroes {
+                extents,
+                unmap: flags == known,
+            })
         }
         _ => Err(Status::Unsupported),
     }
@@ -253,7 +261,11 @@ fn take<M: GuestMemory>(memory: &M, said: &mut Vec<Segment>, bytes: &mut [u8]) -
         used_up += 1;
     }
     said.drain(..used_up);
-    if filled == bytes.len() { Ok(()) } else { Err(Status::IoError) }
+    if filled == bytes.len() {
+        Ok(())
+    } else {
+        Err(Status::IoError)
+    }
 }
 
 #[cfg(test)]

@@ -77,11 +77,15 @@ pub fn put(
 ) -> Result<(), RingError> {
     let mut room = Vec::with_capacity(reply.segments.len());
     for segment in &reply.segments {
-        for slice in GuestMemory::get_slices(memory, segment.start, segment.length as usize, Permissions::Write)? {
+        for slice in
+            GuestMemory::get_slices(memory, segment.start, segment.length as usize, Permissions::Write)?
+        {
             room.push(slice?);
         }
     }
-    let last = room.pop().expect("a reply has at least its status byte, and no slice is empty");
+    let last = room
+        .pop()
+        .expect("a reply has at least its status byte, and no slice is empty");
     let (data, place) = last.split_at(last.len() - 1)?;
     room.push(data);
     let status = fill(&mut room);

@@ -80,8 +80,14 @@ impl Submit {
     ) -> Result<(), StageError> {
         self.follow(end.mode(), disk);
         self.collect(end)?;
-        if let (Mode::Live, Some(memory)) = (self.mode, memory) {
-            while self.take_all(end, disk, memory, rings)? | self.issue_all(end, disk)? {}
+        // Whatever comes of it, the gate was seen: only a change after this keeps us from sleeping.
+        end.gate();
+        match (self.mode, memory) {
+            (Mode::Live, Some(memory)) => {
+                while self.take_all(end, disk, memory, rings)? | self.issue_all(end, disk)? {}
+            }
+            // Nobody waits for room any more; asking for little of it takes an earlier complaint back.
+            _ => drop(end.has_room_for_completion(0)?),
         }
         let begun = self.issuing.as_ref().map(|held| held.needs);
         let count = self.held.len() + usize::from(begun.is_some());
@@ -91,7 +97,10 @@ impl Submit {
 
     /// How many requests are in flight, and how many of them are held outputs.
     pub fn counts(&self) -> (usize, usize) {
-        (self.inflight.len(), self.held.len() + usize::from(self.issuing.is_some()))
+        (
+            self.inflight.len(),
+            self.held.len() + usize::from(self.issuing.is_some()),
+        )
     }
 
     /// What the VMM wants of us. A host that halted stays halted, whatever is said afterwards.
@@ -169,12 +178,17 @@ impl Submit {
         };
         let work = match command {
             Command::Write(extent, segments) => {
-                if !self.held.has_room(usize::try_from(extent.bytes).unwrap_or(usize::MAX)) {
+                if !self
+                    .held
+                    .has_room(usize::try_from(extent.bytes).unwrap_or(usize::MAX))
+                {
                     return Ok(Took::NoRoom);
                 }
                 match Payload::copy(memory, &segments) {
                     Ok(payload) => Work::Change(Change::write(extent.at, payload)),
-                    Err(_) => return self.answer(end, disk, ticket, &Command::Refuse(Status::IoError), &reply),
+                    Err(_) => {
+                        return self.answer(end, disk, ticket, &Command::Refuse(Status::IoError), &reply);
+                    }
                 }
             }
             Command::Discard(extents) => Work::Change(Change::discard(extents)),
@@ -184,7 +198,12 @@ impl Submit {
                 return self.answer(end, disk, ticket, &command, &reply);
             }
         };
-        Ok(self.hold(Held { ticket, reply, needs: order.needs, work }))
+        Ok(self.hold(Held {
+            ticket,
+            reply,
+            needs: order.needs,
+            work,
+        }))
     }
 
     fn hold(&mut self, held: Held) -> Took {
@@ -207,7 +226,12 @@ impl Submit {
         reply: Reply,
     ) -> Result<Took, StageError> {
         if !self.held.is_empty() || self.issuing.is_some() {
-            return Ok(self.hold(Held { ticket, reply, needs: LogOffset::ZERO, work: Work::Flush }));
+            return Ok(self.hold(Held {
+                ticket,
+                reply,
+                needs: LogOffset::ZERO,
+                work: Work::Flush,
+            }));
         }
         if !end.has_room_for_completion(reply.length as usize)? {
             return Ok(Took::NoRoom);
@@ -229,7 +253,9 @@ impl Submit {
         if !end.has_room_for_completion(reply.length as usize)? {
             return Ok(Took::NoRoom);
         }
-        sink::stage(end, ticket, reply, |room| fill(disk, &mut self.failures, command, room))?;
+        sink::stage(end, ticket, reply, |room| {
+            fill(disk, &mut self.failures, command, room)
+        })?;
         self.inflight.complete(ticket);
         Ok(Took::It)
     }
@@ -242,11 +268,15 @@ impl Submit {
                 let gate = end.gate();
                 self.issuing = self.held.poll_release(&gate, boottime());
             }
-            let Some(held) = &mut self.issuing else { return Ok(any) };
+            let Some(held) = &mut self.issuing else {
+                return Ok(any);
+            };
             if !end.has_room_for_completion(held.reply.length as usize)? {
                 return Ok(any);
             }
-            let Some(status) = issue(end, disk, &mut self.failures, held) else { return Ok(any) };
+            let Some(status) = issue(end, disk, &mut self.failures, held) else {
+                return Ok(any);
+            };
             if let Some(Held { ticket, reply, .. }) = self.issuing.take() {
                 self.finish(end, ticket, &reply, status)?;
                 end.count_released(1);
@@ -301,22 +331,37 @@ fn issue(end: &mut DeviceEnd, disk: &mut Disk, failures: &mut Failures, held: &m
 pub(crate) fn table_of(ring: &Ring) -> Table {
     let state = ring.get_ref();
     let queue = state.get_queue();
-    Table { start: GuestAddress(queue.desc_table()), size: queue.size() }
+    Table {
+        start: GuestAddress(queue.desc_table()),
+        size: queue.size(),
+    }
 }
 
 /// What a request has to keep to.
 pub(crate) fn bounds(disk: &Disk, transfer_max: u32) -> Bounds {
-    Bounds { disk_bytes: disk.bytes(), read_only: disk.is_read_only(), transfer_max }
+    Bounds {
+        disk_bytes: disk.bytes(),
+        read_only: disk.is_read_only(),
+        transfer_max,
+    }
 }
 
 fn ticket_of(order: &Order) -> Ticket {
-    Ticket { queue: order.queue, head: order.head }
+    Ticket {
+        queue: order.queue,
+        head: order.head,
+    }
 }
 
 fn read_request(memory: &Memory, rings: &[Ring], order: &Order, disk: &Disk) -> Result<Request, NoAnswer> {
     // A queue that was never set up has a table of no descriptors.
-    let nowhere = Table { start: GuestAddress(0), size: 0 };
-    let table = rings.get(usize::from(order.queue.get())).map_or(nowhere, table_of);
+    let nowhere = Table {
+        start: GuestAddress(0),
+        size: 0,
+    };
+    let table = rings
+        .get(usize::from(order.queue.get()))
+        .map_or(nowhere, table_of);
     let chain = Chain::read(memory, table, order.head)?;
     Request::parse(memory, chain, &bounds(disk, TRANSFER_MAX))
 }

@@ -6,6 +6,7 @@
 
 mod digest;
 mod error;
+mod nodes;
 mod raw;
 mod validate;
 
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep_arbiter::config::ArbiterConfig;
 use lockstep_protocol::ids::NodeName;
 
 pub use self::error::ConfigError;
@@ -192,6 +194,19 @@ impl Config {
         } else {
             first
         })
+    }
+
+    /// How `node` asks the arbiter.
+    pub fn arbiter_of(&self, node: &Node) -> ArbiterConfig {
+        match self.arbiter.clone() {
+            Arbiter::File { dir } => ArbiterConfig::File { dir },
+            Arbiter::Quic { address, certificate } => ArbiterConfig::Quic {
+                address,
+                certificate,
+                own_certificate: node.certificate.clone(),
+                own_key: node.key.clone(),
+            },
+        }
     }
 
     /// What must be equal on both hosts, in 32 bytes: the VM, the timing, the arbiter and the names of the nodes.

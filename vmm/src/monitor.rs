@@ -23,8 +23,6 @@ pub struct PairView {
     pub log_bytes: u64,
     /// Bytes of input among them.
     pub input_bytes: u64,
-    /// Log bytes the backup has not executed.
-    pub lag_bytes: u64,
     /// Positions the backup has not reached.
     pub lag_positions: u64,
     /// When the lease is over, in CLOCK_BOOTTIME nanoseconds.
@@ -165,7 +163,6 @@ impl Monitor {
             executed: view.executed,
             lag: Lag {
                 records: view.log_end.saturating_sub(view.executed),
-                bytes: view.lag_bytes,
                 positions: view.lag_positions,
             },
             held_outputs: gates.iter().map(|gate| gate.held).sum(),

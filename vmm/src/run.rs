@@ -10,18 +10,23 @@ mod start;
 
 use crate::config::{Config, Node};
 use crate::control;
+use crate::console::Console;
+use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor};
+use crate::status::{Role, What};
+use crate::stop::Stop;
 use crate::spawn::{self, DeviceProcess};
 use crate::virtio::mmio::DeviceKind;
 use anyhow::Context;
-use lockstep_protocol::ids::{DeviceId, Holder, Incarnation};
+use lockstep_arbiter::register::VmName;
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, Term};
+use lockstep_staging::gate::Mode;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The micro guest's image.
 pub const MICRO_GUEST: &[u8] = include_bytes!(env!("LOCKSTEP_MICRO_GUEST"));
@@ -69,20 +74,9 @@ struct Host {
     stop: Stop,
     seat: Seat,
     machine: Machine,
+    console: Console,
     /// Kept for their ends: a device process of ours dies with this value.
     _processes: Vec<DeviceProcess>,
-}
-
-/// Whether somebody asked this process to stop.
-#[derive(Clone, Debug)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Whether it is time.
-    #[must_use]
-    pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// Runs the VM until it ends.
@@ -117,12 +111,12 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let stop = start::stop_on_signals(&waker)?;
     let asked = (stop.clone(), waker.clone());
     control::serve(&node.run_dir, Arc::clone(&monitor), move || {
-        asked.0.0.store(true, Ordering::Release);
+        asked.0.ask();
         asked.1.wake();
     })?;
     let seat = Seat {
         arbiter: start::open_arbiter(&config, &node)?,
-        vm: config.vm.name.clone(),
+        vm: VmName::new(&config.vm.name)?,
         me: Holder { node: node.name.clone(), incarnation: Incarnation::new(rand::random()) },
     };
     let processes = spawn::device_processes(&config, &node)?;
@@ -134,8 +128,37 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         cmdline: config.vm.cmdline.clone(),
         devices: ports.iter().map(DevicePort::window).collect(),
     })?;
-    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, _processes: processes };
+    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, console: Console::default(), _processes: processes };
     Ok((host, ports))
+}
+
+impl Host {
+    /// What the pair's observers pass news on to.
+    fn context(&self, ports: &[DevicePort]) -> pair::Context {
+        pair::Context {
+            gates: ports.iter().map(DevicePort::gate).collect(),
+            waker: self.waker.clone(),
+            monitor: Arc::clone(&self.monitor),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Notes where the machine is, and shows what the guest printed.
+    fn observe(&mut self) {
+        self.monitor.at(self.machine.position(), self.machine.time());
+        let printed = self.machine.take_console();
+        if !printed.is_empty() {
+            self.console.print(&printed);
+        }
+    }
+
+    /// Another host lives: nothing leaves this one ever again. The error says so to whoever started it.
+    fn halt(&self, ports: &[DevicePort], by: &Holder, term: Term) -> anyhow::Error {
+        ports.iter().for_each(|port| port.gate().set_mode(Mode::Halted));
+        self.monitor.note(What::Halted);
+        self.monitor.set_role(Role::Halted, term);
+        anyhow::anyhow!("Node {} lives in term {term}, so this one halted; look at it with `lockstep status`", by.node)
+    }
 }
 
 fn connect_ports(processes: &[DeviceProcess]) -> anyhow::Result<Vec<DevicePort>> {

@@ -75,8 +75,6 @@ pub enum Role {
 pub struct Lag {
     /// In records.
     pub records: u64,
-    /// In log bytes.
-    pub bytes: u64,
     /// In positions.
     pub positions: u64,
 }

@@ -158,15 +158,15 @@ impl<D: Disk> FileStore<D> {
             }
             None => {}
         })?;
-        if newest == Term::ZERO {
-            return Ok((Register::default(), drafts));
-        }
-        let mut tenure = self.expect_term(vm, newest)?;
+        let mut register = match newest {
+            Term::ZERO => Register::default(),
+            newest => Register::new(Some(self.expect_term(vm, newest)?)),
+        };
         // A listing may be older than the file system is: what it lacks may be there.
-        while let Some(later) = self.term(vm, tenure.term.next())? {
-            tenure = later;
+        while let Some(later) = self.term(vm, register.newest_term().next())? {
+            register = Register::new(Some(later));
         }
-        Ok((Register::new(Some(tenure)), drafts))
+        Ok((register, drafts))
     }
 
     /// The term was found to be the claimant's: it is granted once that survives a power cut.
@@ -223,16 +223,15 @@ impl<D: Disk> FileStore<D> {
 
     /// A draft for a later term than the first finds no directory in a register that never heard of the VM.
     fn unknown_if_missing(&self, vm: &VmName, expected: Term, error: StoreError) -> StoreError {
-        match error {
-            StoreError::Missing { .. } if expected > Term::ZERO && self.dir.is_dir() => {
-                StoreError::NeverHandedOut {
-                    vm: vm.clone(),
-                    expected,
-                    newest: Term::ZERO,
-                }
-            }
-            other => other,
+        let missing = matches!(error, StoreError::Missing { .. }) && expected > Term::ZERO;
+        if missing && self.disk.names(&self.dir, &mut |_| {}).is_ok() {
+            return StoreError::NeverHandedOut {
+                vm: vm.clone(),
+                expected,
+                newest: Term::ZERO,
+            };
         }
+        error
     }
 
     /// The test-and-set. By now everybody's view of the directory is fresh.
@@ -255,17 +254,22 @@ impl<D: Disk> FileStore<D> {
                 });
             }
         }
+        // Nobody builds on a term that a power cut could still take away.
+        let place = self.place(vm);
+        self.disk
+            .sync_dir(&place)
+            .map_err(|source| told(source, SYNC_DIR, &place, &self.dir))?;
         let linked = self.disk.link(draft, &self.term_path(vm, mine.term));
         // Whatever the link said, the file says who holds the term: a reply may have been lost on the way.
         match (self.term(vm, mine.term)?, linked) {
             (Some(found), _) if found.holder == mine.holder => self.confirm(vm, mine),
             (Some(Tenure { term, holder }), _) => Ok(Verdict::Refused { term, holder }),
             (None, Err(source)) => Err(told(source, LINK, draft, &self.dir)),
-            (None, Ok(())) => Err(self.expect_term(vm, mine.term).err().unwrap_or(StoreError::Io {
+            (None, Ok(())) => Err(StoreError::Io {
                 doing: "read back",
                 path: self.term_path(vm, mine.term),
                 source: io::ErrorKind::NotFound.into(),
-            })),
+            }),
         }
     }
 
@@ -342,11 +346,12 @@ fn draft_name(holder: &Holder) -> String {
 /// The system's error as a sentence of ours.
 fn told(source: io::Error, doing: &'static str, path: &Path, dir: &Path) -> StoreError {
     let (path, dir) = (path.to_owned(), dir.to_owned());
+    // A file system without hard links says EPERM; a directory that may not be written says EACCES.
+    let not_permitted = source.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error());
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { dir, source },
-        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported if doing == LINK => {
-            StoreError::NoHardLinks { dir, source }
-        }
+        io::ErrorKind::Unsupported if doing == LINK => StoreError::NoHardLinks { dir, source },
+        _ if doing == LINK && not_permitted => StoreError::NoHardLinks { dir, source },
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             StoreError::NotWritable { dir, source }
         }

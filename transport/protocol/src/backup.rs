@@ -53,6 +53,7 @@ impl Backup {
     /// The next bytes of the log stream, in pieces of any size. To be called while `may_receive`.
     pub fn handle_log_bytes(&mut self, now: Instant, mut chunk: Bytes) -> Result<(), LogFault> {
         self.hearing.note(now);
+        self.log.log_bytes += chunk.len() as u64;
         while let Some(record) = self.decoder.decode(&mut chunk)? {
             self.log.push(record);
         }
@@ -154,6 +155,11 @@ impl Backup {
         self.executed
     }
 
+    /// How many bytes of log were received.
+    pub fn log_bytes(&self) -> u64 {
+        self.log.log_bytes
+    }
+
     /// Where our VM was when it said so last.
     pub fn position(&self) -> Position {
         self.position
@@ -175,6 +181,8 @@ impl Backup {
 pub(crate) struct Backlog {
     records: VecDeque<Record>,
     bytes: usize,
+    /// As they came, encoded.
+    log_bytes: u64,
     received: LogOffset,
     delivered: LogOffset,
 }
@@ -184,6 +192,7 @@ impl Backlog {
         Self {
             records: VecDeque::new(),
             bytes: 0,
+            log_bytes: 0,
             received: start,
             delivered: start,
         }
@@ -208,6 +217,10 @@ impl Backlog {
 
     pub(crate) fn received(&self) -> LogOffset {
         self.received
+    }
+
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.log_bytes
     }
 
     pub(crate) fn is_delivered(&self) -> bool {

@@ -3,11 +3,13 @@
 //!
 //! Numbers are little-endian; a varint is seven bits a byte, lowest first, and never longer than it must be.
 
+mod decoder;
 mod messages;
 mod records;
 
+pub use decoder::{LogFault, RecordDecoder};
 pub use messages::{MessageDecoder, MessageFault, encode_message};
-pub use records::{LogFault, RecordDecoder, RecordEncoder};
+pub use records::RecordEncoder;
 
 use bytes::{BufMut, BytesMut};
 

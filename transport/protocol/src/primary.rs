@@ -282,6 +282,11 @@ impl Primary {
     }
 
     /// Where the backup said last that its VM is.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Where the backup's VM says it is.
     pub fn executed_position(&self) -> Position {
         self.executed_position
     }

@@ -217,6 +217,11 @@ impl Takeover {
         self.log.received()
     }
 
+    /// How many bytes of log were received.
+    pub fn log_bytes(&self) -> u64 {
+        self.log.log_bytes()
+    }
+
     /// From when on the old primary writes no more.
     pub fn lease_over(&self) -> Instant {
         self.lease_over

@@ -1,5 +1,10 @@
 //! Stories of a pair: a link that is cut, hosts that sleep, an arbiter out of reach.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "this is a test; the lint's own exception knows only test functions"
+)]
+
 mod world;
 
 use lockstep_protocol::{Duration, Instant};

@@ -2,18 +2,25 @@
 //!
 //! Read in this order: [`identity`] (our certificate and key, the certificates that we accept), [`dates`] (when they are good), [`keys`] (how
 //! they are made), [`pinning`] (the check at every handshake), [`config`] (the limits of a connection),
-//! [`endpoint`] (sockets, connecting, accepting), [`failure`] (what went wrong, for people).
+//! [`endpoint`] (sockets, connecting, accepting), [`failure`] (what went wrong, for people); then
+//! [`link`] (one half of a pair, for the VMM), `session` (hello and streams), `driver` (the thread that moves bytes between
+//! streams and machine), `streams` (which stream is which), [`clock`] (the pair's clock).
 //!
 //! This is the only crate below the arbiter and the VMM that knows tokio and quinn. It decides nothing about
 //! the pair: it moves bytes between a peer that it has recognised and the state machines of `lockstep_protocol`.
 
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 pub mod dates;
+mod driver;
 pub mod endpoint;
 pub mod failure;
 pub mod identity;
 pub mod keys;
+pub mod link;
 pub mod pinning;
+mod session;
+mod streams;
 mod tls;

@@ -110,6 +110,11 @@ impl DeviceEnd {
         Ok(length)
     }
 
+    /// Frames are no longer wanted: room for one no longer keeps this end awake.
+    pub fn stop_waiting_for_frames(&mut self) {
+        self.frames.stop_waiting();
+    }
+
     /// Lets `fill` write the `length` bytes of a completion straight into the ring.
     pub fn stage_completion(
         &mut self,

@@ -120,6 +120,11 @@ impl Producer {
         self.blocked && self.used() <= self.place.capacity / 2
     }
 
+    /// An earlier `Full` no longer matters.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.set_blocked(false);
+    }
+
     fn used(&self) -> u64 {
         self.produced
             .wrapping_sub(self.memory.word(self.place.consumed).load(Ordering::Acquire))

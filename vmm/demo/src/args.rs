@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 
 /// Arguments of `lockstep demo`.
@@ -28,8 +29,11 @@ pub struct DemoArgs {
     /// Cut the link between the hosts, both ways, instead of killing the primary
     #[arg(long)]
     pub cut: bool,
+    /// Stop the arbiter service at the cut, too, for MS; until it is back no reply may come
+    #[arg(long, value_name = "MS", requires = "cut", value_parser = clap::value_parser!(u64).range(500..=8000))]
+    pub arbiter_away: Option<u64>,
     /// Who hands out terms: a directory that both hosts share, or a lockstep-arbiter service over it
-    #[arg(long, value_enum, default_value_t = Arbiter::File)]
+    #[arg(long, value_enum, default_value_t = Arbiter::File, default_value_if("arbiter_away", ArgPredicate::IsPresent, "quic"))]
     pub arbiter: Arbiter,
     /// Print one JSON object as the last line
     #[arg(long)]

@@ -1,20 +1,46 @@
 //! The main job of Lockstep as one command: two hosts, clients, a death and a verdict; and the bench beside it.
 //!
 //! `lockstep demo` and `lockstep bench` call [`demo`] and [`bench`]. This crate drives real processes by their paths
-//! and never links the VMM: what it measures is what a user runs.
+//! and never links the VMM: what it measures is what a user runs. Read `timeline.rs` first: it is the story of the demo
+//! from top to bottom; `world` is where it plays, `client` who watches, `report` what is said in the end.
+#![forbid(unsafe_code)]
 
 mod args;
+mod bench;
+mod client;
+mod clock;
+mod progress;
+mod report;
+mod stage;
+mod timeline;
+mod world;
 
 pub use args::{Arbiter, BenchArgs, DemoArgs, Guest};
 
 use std::process::ExitCode;
 
-/// Runs the demo; exit code 0 only if no client noticed anything.
-pub fn demo(_args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("Not yet")
+use self::progress::Progress;
+use self::report::Report;
+
+/// Runs the demo. Exit code 0 only if no client noticed anything, 2 without a usable /dev/kvm.
+pub fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    if let Some(code) = stage::missing_kvm() {
+        return Ok(code);
+    }
+    let mut progress = Progress::new();
+    let seen = stage::play(timeline::tell(args, &mut progress))?;
+    progress.end();
+    Report::new(args, seen).print(args.json)
 }
 
-/// Runs the bench.
-pub fn bench(_args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("Not yet")
+/// Runs the bench. Exit code 2 without a usable /dev/kvm.
+pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if let Some(code) = stage::missing_kvm() {
+        return Ok(code);
+    }
+    let mut progress = Progress::new();
+    let outcome = stage::play(bench::run(args, &mut progress))?;
+    progress.end();
+    bench::report::Report::new(args, &outcome).print(args.json)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -55,8 +55,16 @@ impl World {
         let (dir, temporary) = directory(wish.keep.as_deref())?;
         let lockstep = std::env::current_exe().context("Cannot tell where this executable is")?;
         let wire = if wish.relay { Wire::Relayed } else { Wire::Straight };
-        let layout = Layout { dir, arbiter: wish.arbiter, wire };
-        let output = if wish.verbose { Output::Show } else { Output::Log(layout.dir.clone()) };
+        let layout = Layout {
+            dir,
+            arbiter: wish.arbiter,
+            wire,
+        };
+        let output = if wish.verbose {
+            Output::Show
+        } else {
+            Output::Log(layout.dir.clone())
+        };
         make_keys(&lockstep, &layout)?;
         make_disk(&layout.disk())?;
         fs::create_dir_all(layout.arbiter_dir()).context("Cannot make the arbiter's directory")?;
@@ -65,7 +73,15 @@ impl World {
             Wire::Straight => None,
             Wire::Relayed => Some(Relay::start(&layout.relay_routes()).context("Cannot start the relay")?),
         };
-        let mut world = Self { layout, lockstep, output, relay, arbiter: None, network, _temporary: temporary };
+        let mut world = Self {
+            layout,
+            lockstep,
+            output,
+            relay,
+            arbiter: None,
+            network,
+            _temporary: temporary,
+        };
         if wish.arbiter == Arbiter::Quic {
             world.arbiter = Some(world.start_arbiter().await?);
         }
@@ -84,7 +100,11 @@ impl World {
     }
 
     /// Waits until the guest answers over the network, and with two hosts until it is protected.
-    pub(crate) async fn wait_until_up(&mut self, primary: &mut Host, backup: Option<&mut Host>) -> anyhow::Result<()> {
+    pub(crate) async fn wait_until_up(
+        &mut self,
+        primary: &mut Host,
+        backup: Option<&mut Host>,
+    ) -> anyhow::Result<()> {
         let mut hosts: Vec<&mut Host> = std::iter::once(primary).chain(backup).collect();
         let wanted = if hosts.len() == 2 { "primary" } else { "alone" };
         let deadline = Instant::now() + START_TIME;
@@ -92,18 +112,29 @@ impl World {
             let mut taps = Vec::new();
             for host in &mut hosts {
                 if let Some(end) = host.ended()? {
-                    bail!("Host {} ended ({end}) before the guest was up{}", host.name(), host.last_words());
+                    bail!(
+                        "Host {} ended ({end}) before the guest was up{}",
+                        host.name(),
+                        host.last_words()
+                    );
                 }
                 taps.push(config::tap(host.name()));
             }
             let plugged = self.network.plug(&taps).await?;
-            let ready = hosts[0].status().await.is_some_and(|status| status.is_ready(wanted));
+            let ready = hosts[0]
+                .status()
+                .await
+                .is_some_and(|status| status.is_ready(wanted));
             if plugged && ready && crate::client::answers(config::GUEST).await {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 let words: Vec<_> = hosts.iter().map(|host| host.last_words()).collect();
-                bail!("The guest was not up after {} s{}", START_TIME.as_secs(), words.concat());
+                bail!(
+                    "The guest was not up after {} s{}",
+                    START_TIME.as_secs(),
+                    words.concat()
+                );
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -116,14 +147,27 @@ impl World {
         }
     }
 
-    /// Where everything lies.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.layout.dir
+    /// Makes the arbiter service unreachable; it does not answer and does not refuse.
+    pub(crate) fn stop_arbiter(&mut self) -> anyhow::Result<()> {
+        self.arbiter
+            .as_mut()
+            .context("Only an arbiter service can be stopped: use --arbiter quic")?
+            .stop();
+        Ok(())
+    }
+
+    /// Brings it back.
+    pub(crate) fn resume_arbiter(&mut self) {
+        if let Some(arbiter) = &mut self.arbiter {
+            arbiter.resume();
+        }
     }
 
     async fn start_arbiter(&self) -> anyhow::Result<Host> {
         let mut command = Command::new(self.lockstep.with_file_name("lockstep-arbiter"));
-        command.args(self.layout.arbiter_arguments());
+        let config = self.layout.arbiter_config_file();
+        fs::write(&config, self.layout.arbiter_toml()).context("Cannot write the arbiter's configuration")?;
+        command.arg("serve").arg("--config").arg(config);
         let mut host = Host::start("arbiter", command, PathBuf::new(), &self.output)?;
         // It is asked with retries, so it is enough that it did not fail at once.
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -143,9 +187,16 @@ fn directory(keep: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile::T
     fs::create_dir_all(keep).with_context(|| format!("Cannot make {}", keep.display()))?;
     let mut entries = fs::read_dir(keep).with_context(|| format!("Cannot read {}", keep.display()))?;
     if entries.next().is_some() {
-        bail!("{} is not empty; name another directory with --keep", keep.display());
+        bail!(
+            "{} is not empty; name another directory with --keep",
+            keep.display()
+        );
     }
-    Ok((keep.canonicalize().with_context(|| format!("Cannot find {}", keep.display()))?, None))
+    Ok((
+        keep.canonicalize()
+            .with_context(|| format!("Cannot find {}", keep.display()))?,
+        None,
+    ))
 }
 
 fn make_keys(lockstep: &Path, layout: &Layout) -> anyhow::Result<()> {
@@ -157,14 +208,18 @@ fn make_keys(lockstep: &Path, layout: &Layout) -> anyhow::Result<()> {
         .output()
         .context("Cannot start lockstep keys")?;
     if !made.status.success() {
-        bail!("Cannot make keys: {}", String::from_utf8_lossy(&made.stderr).trim());
+        bail!(
+            "Cannot make keys: {}",
+            String::from_utf8_lossy(&made.stderr).trim()
+        );
     }
     Ok(())
 }
 
 fn make_disk(path: &Path) -> anyhow::Result<()> {
     let disk = File::create_new(path).context("Cannot make the shared disk")?;
-    disk.set_len(config::DISK_BYTES).context("Cannot give the shared disk its size")
+    disk.set_len(config::DISK_BYTES)
+        .context("Cannot give the shared disk its size")
 }
 
 /// How long hosts may take to bring the guest up.

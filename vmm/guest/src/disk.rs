@@ -27,7 +27,8 @@ pub enum Request {
         /// The data.
         bytes: Vec<u8>,
     },
-    /// Make everything durable whose write was done before this was submitted.
+    /// Make everything durable whose write was done before this was submitted. A disk that needs no flush does
+    /// nothing, and is done.
     Flush,
 }
 
@@ -56,8 +57,40 @@ pub trait Disk {
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request>;
     /// Tells the disk about everything submitted since the last time.
     fn kick(&mut self);
+    /// Whether a request is over that was not polled yet.
+    fn has_done(&self) -> bool;
     /// The next request that is over.
     fn poll(&mut self) -> Option<Done>;
     /// Waits until something may have happened. Only for power-on and power-off, when there is nothing else to do.
     fn wait(&mut self);
+}
+
+/// The disk of a guest that has none: it holds nothing and is never asked.
+#[derive(Debug)]
+pub struct NoDisk;
+
+impl Disk for NoDisk {
+    fn sectors(&self) -> u64 {
+        0
+    }
+
+    fn needs_flush(&self) -> bool {
+        false
+    }
+
+    fn submit(&mut self, _tag: Tag, request: Request) -> Result<(), Request> {
+        Err(request)
+    }
+
+    fn kick(&mut self) {}
+
+    fn has_done(&self) -> bool {
+        false
+    }
+
+    fn poll(&mut self) -> Option<Done> {
+        None
+    }
+
+    fn wait(&mut self) {}
 }

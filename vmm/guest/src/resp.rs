@@ -147,11 +147,11 @@ impl Parser {
 
     /// How many bytes may be fed now.
     pub fn room(&self) -> usize {
-        let needed = match self.state {
-            State::Bulk { missing, .. } if !self.oversized => self.at + missing,
+        let missing = match self.state {
+            State::Bulk { missing, .. } if !self.oversized => missing,
             _ => 0,
         };
-        (READ_AHEAD + needed).saturating_sub(self.buffer.len() - self.start)
+        (READ_AHEAD + self.at + missing).saturating_sub(self.buffer.len() - self.start)
     }
 
     /// Bytes of memory held.

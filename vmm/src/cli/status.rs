@@ -67,44 +67,56 @@ fn ask(socket: &Path) -> anyhow::Result<(Status, String)> {
 }
 
 fn table(status: &Status) -> Table {
+    let mut rows = vec![
+        ("vm", status.vm.clone()),
+        ("node", status.node.clone()),
+        ("role", word(&status.role)),
+        ("term", status.term.to_string()),
+        ("position", status.position.to_string()),
+    ];
+    rows.extend(traffic(status));
+    rows.extend(surroundings(status));
+    rows.extend(history(status));
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    let mut row = |key: &str, value: String| {
-        table.add_row([key, value.as_str()]);
-    };
-    row("vm", status.vm.clone());
-    row("node", status.node.clone());
-    row("role", word(&status.role));
-    row("term", status.term.to_string());
-    row("position", status.position.to_string());
-    row(
-        "log",
-        format!(
-            "{} records, {} acked, {} executed",
-            status.log_end, status.acked, status.executed
-        ),
-    );
+    table.add_rows(rows.into_iter().map(|(key, value)| [key.to_owned(), value]));
+    table
+}
+
+/// What goes through the pair.
+fn traffic(status: &Status) -> Vec<(&'static str, String)> {
     let lag = &status.lag;
-    row(
-        "lag",
-        format!(
-            "{} records, {} bytes, {} positions",
-            lag.records, lag.bytes, lag.positions
+    vec![
+        (
+            "log",
+            format!(
+                "{} records, {} acked, {} executed",
+                status.log_end, status.acked, status.executed
+            ),
         ),
-    );
-    row(
-        "outputs",
-        format!(
-            "{} held, {} released",
-            status.held_outputs, status.released_outputs
+        (
+            "lag",
+            format!("{} records, {} positions", lag.records, lag.positions),
         ),
-    );
-    row(
-        "bytes",
-        format!("{} of log for {} of input", status.log_bytes, status.input_bytes),
-    );
+        (
+            "outputs",
+            format!(
+                "{} held, {} released",
+                status.held_outputs, status.released_outputs
+            ),
+        ),
+        (
+            "bytes",
+            format!("{} of log for {} of input", status.log_bytes, status.input_bytes),
+        ),
+    ]
+}
+
+/// Peer, lease, devices and clocks.
+fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     if let Some(left) = status.lease_ms_left {
-        row("lease", format!("{left} ms left"));
+        rows.push(("lease", format!("{left} ms left")));
     }
     if let Some(peer) = &status.peer {
         let state = if peer.connected {
@@ -116,7 +128,7 @@ fn table(status: &Status) -> Table {
             .rtt_us
             .map(|rtt| format!(", round trip {rtt} us"))
             .unwrap_or_default();
-        row("peer", format!("{} at {}, {state}{rtt}", peer.node, peer.address));
+        rows.push(("peer", format!("{} at {}, {state}{rtt}", peer.node, peer.address)));
     }
     for device in &status.devices {
         let state = if device.alive { "alive" } else { "dead" };
@@ -124,40 +136,28 @@ fn table(status: &Status) -> Table {
             .pid
             .map(|pid| format!(", process {pid}"))
             .unwrap_or_default();
-        row("device", format!("{}: {state}{pid}", device.kind));
+        rows.push(("device", format!("{}: {state}{pid}", device.kind)));
     }
-    row(
-        "guest time",
-        format!(
-            "{:.3} s",
-            Duration::from_nanos(status.guest_time_ns).as_secs_f64()
-        ),
-    );
-    row(
-        "uptime",
-        format!("{:.3} s", Duration::from_millis(status.uptime_ms).as_secs_f64()),
-    );
+    let seconds = |time: Duration| format!("{:.3} s", time.as_secs_f64());
+    rows.push(("guest time", seconds(Duration::from_nanos(status.guest_time_ns))));
+    rows.push(("uptime", seconds(Duration::from_millis(status.uptime_ms))));
+    rows
+}
+
+fn history(status: &Status) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     if let Some(takeover) = &status.takeover {
-        row(
-            "takeover",
-            format!(
-                "noticed in {:.1} ms, replayed in {:.1} ms, claimed in {:.1} ms, live {:.1} ms later",
-                takeover.detect_ms, takeover.replay_ms, takeover.claim_ms, takeover.promote_ms
-            ),
+        let text = format!(
+            "noticed in {:.1} ms, replayed in {:.1} ms, claimed in {:.1} ms, live {:.1} ms later",
+            takeover.detect_ms, takeover.replay_ms, takeover.claim_ms, takeover.promote_ms
         );
+        rows.push(("takeover", text));
     }
     for event in &status.events {
-        row(
-            "event",
-            format!(
-                "{}.{:09} {}",
-                event.at_unix_ns / SECOND,
-                event.at_unix_ns % SECOND,
-                word(&event.what)
-            ),
-        );
+        let (seconds, nanos) = (event.at_unix_ns / SECOND, event.at_unix_ns % SECOND);
+        rows.push(("event", format!("{seconds}.{nanos:09} {}", word(&event.what))));
     }
-    table
+    rows
 }
 
 /// A unit variant as its JSON word, in words.

@@ -1,3 +1,5 @@
+//! What a configuration file may say, and what is answered when it may not.
+
 use super::*;
 
 const GOOD: &str = r#"

@@ -2,17 +2,16 @@
 //! and what would do. Nothing here touches the file system: whether a path exists is for `lockstep check` and for
 //! whoever opens it.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_protocol::ids::NodeName;
 use toml::Spanned;
 
 use super::digest::digest;
+use super::nodes::nodes;
 use super::raw;
-use super::{Arbiter, Config, ConfigError, DeviceSockets, Disk, DiskMode, Guest, Net, Node, Pair, Vm};
+use super::{Arbiter, Config, ConfigError, Disk, DiskMode, Guest, Net, Pair, Vm};
 
 /// Turns the text of a configuration file into checked values.
 pub(super) fn validate(path: &Path, text: &str) -> Result<Config, ConfigError> {
@@ -38,14 +37,14 @@ pub(super) fn validate(path: &Path, text: &str) -> Result<Config, ConfigError> {
 }
 
 /// The text and what is needed to point into it.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     path: &'a Path,
     text: &'a str,
     base: &'a Path,
 }
 
 impl Source<'_> {
-    fn refuse(&self, offset: usize, key: &str, problem: impl Into<String>) -> ConfigError {
+    pub(super) fn refuse(&self, offset: usize, key: &str, problem: impl Into<String>) -> ConfigError {
         ConfigError::Value {
             path: self.path.into(),
             line: line_of(self.text, offset),
@@ -54,14 +53,14 @@ impl Source<'_> {
         }
     }
 
-    fn path_at(&self, key: &str, value: Spanned<String>) -> Result<PathBuf, ConfigError> {
+    pub(super) fn path_at(&self, key: &str, value: Spanned<String>) -> Result<PathBuf, ConfigError> {
         if value.get_ref().is_empty() {
             return Err(self.refuse(value.span().start, key, "is empty; write a path"));
         }
         Ok(self.base.join(value.into_inner()))
     }
 
-    fn optional_path(
+    pub(super) fn optional_path(
         &self,
         key: &str,
         value: Option<Spanned<String>>,
@@ -69,7 +68,11 @@ impl Source<'_> {
         value.map(|value| self.path_at(key, value)).transpose()
     }
 
-    fn socket_address(&self, key: &str, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+    pub(super) fn socket_address(
+        &self,
+        key: &str,
+        value: &Spanned<String>,
+    ) -> Result<SocketAddr, ConfigError> {
         value.get_ref().parse().map_err(|_| {
             let problem = format!(
                 "\"{}\" is not an address; write IP:PORT, as in \"192.0.2.1:7001\"",
@@ -246,148 +249,14 @@ fn arbiter(at: &Source<'_>, raw: Spanned<raw::Arbiter>) -> Result<Arbiter, Confi
     }
 }
 
-type RawNodes = Spanned<BTreeMap<Spanned<String>, Spanned<raw::Node>>>;
-
-fn nodes(at: &Source<'_>, raw: RawNodes, vm: &Vm) -> Result<[Node; 2], ConfigError> {
-    let start = raw.span().start;
-    let mut nodes = Vec::new();
-    for (name, node) in raw.into_inner() {
-        nodes.push(self::node(at, &name, node, vm)?);
-    }
-    let count = nodes.len();
-    let nodes: [Node; 2] = nodes.try_into().map_err(|_| {
-        at.refuse(
-            start,
-            "node",
-            format!("there are {count} nodes; a pair is exactly two [node.NAME] tables"),
-        )
-    })?;
-    let [first, second] = &nodes;
-    if first.address == second.address {
-        let key = format!("node.{}.address", second.name);
-        return Err(at.refuse(
-            start,
-            &key,
-            format!("is the address of node {} too; give each its own", first.name),
-        ));
-    }
-    if first.run_dir == second.run_dir {
-        let key = format!("node.{}.run_dir", second.name);
-        return Err(at.refuse(
-            start,
-            &key,
-            format!("is that of node {} too; give each its own", first.name),
-        ));
-    }
-    Ok(nodes)
-}
-
-fn node(
-    at: &Source<'_>,
-    spanned_name: &Spanned<String>,
-    node: Spanned<raw::Node>,
-    vm: &Vm,
-) -> Result<Node, ConfigError> {
-    let start = node.span().start;
-    let node = node.into_inner();
-    let name: NodeName = spanned_name.get_ref().parse().map_err(|_| {
-        at.refuse(
-            spanned_name.span().start,
-            &format!("node.{}", spanned_name.get_ref()),
-            NAME_RULE,
-        )
-    })?;
-    let key = |field: &str| format!("node.{name}.{field}");
-    let address = at.socket_address(&key("address"), &node.address)?;
-    let listen = match &node.listen {
-        Some(listen) => at.socket_address(&key("listen"), listen)?,
-        None => address,
-    };
-    let net_process = device_sockets(
-        at,
-        &key("net_socket"),
-        &key("net_staging"),
-        node.net_socket,
-        node.net_staging,
-    )?;
-    let blk_process = device_sockets(
-        at,
-        &key("blk_socket"),
-        &key("blk_staging"),
-        node.blk_socket,
-        node.blk_staging,
-    )?;
-    if vm.net.is_some() && node.tap.is_none() && net_process.is_none() {
-        let problem = "is missing, but the VM has [vm.net]; name this host's tap, as in \"lstap0\"";
-        return Err(at.refuse(start, &key("tap"), problem));
-    }
-    if vm.disk.is_some() && node.disk.is_none() && blk_process.is_none() {
-        let problem =
-            "is missing, but the VM has [vm.disk]; name the disk file or block device as this host sees it";
-        return Err(at.refuse(start, &key("disk"), problem));
-    }
-    if let Some(tap) = &node.tap
-        && !is_interface_name(tap.get_ref())
-    {
-        let problem = "is not an interface name: 1 to 15 bytes, no space, no '/'";
-        return Err(at.refuse(tap.span().start, &key("tap"), problem));
-    }
-    Ok(Node {
-        address,
-        listen,
-        certificate: at.path_at(&key("certificate"), node.certificate)?,
-        key: at.path_at(&key("key"), node.key)?,
-        tap: node.tap.map(Spanned::into_inner),
-        disk: at.optional_path(&key("disk"), node.disk)?,
-        run_dir: at.path_at(&key("run_dir"), node.run_dir)?,
-        net_process,
-        blk_process,
-        name,
-    })
-}
-
-fn device_sockets(
-    at: &Source<'_>,
-    vhost_key: &str,
-    staging_key: &str,
-    vhost: Option<Spanned<String>>,
-    staging: Option<Spanned<String>>,
-) -> Result<Option<DeviceSockets>, ConfigError> {
-    match (vhost, staging) {
-        (None, None) => Ok(None),
-        (Some(vhost), Some(staging)) => Ok(Some(DeviceSockets {
-            vhost: at.path_at(vhost_key, vhost)?,
-            staging: at.path_at(staging_key, staging)?,
-        })),
-        (Some(vhost), None) => Err(at.refuse(
-            vhost.span().start,
-            vhost_key,
-            format!("needs `{staging_key}` beside it"),
-        )),
-        (None, Some(staging)) => Err(at.refuse(
-            staging.span().start,
-            staging_key,
-            format!("needs `{vhost_key}` beside it"),
-        )),
-    }
-}
-
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
         && name
             .bytes()
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
-fn is_interface_name(name: &str) -> bool {
-    (1..=15).contains(&name.len())
-        && !matches!(name, "." | "..")
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
-}
-
-const NAME_RULE: &str = "is not a name: 1 to 32 of a-z, 0-9 and '-'";
+pub(super) const NAME_RULE: &str = "is not a name: 1 to 32 of a-z, 0-9 and '-'";
 /// As long as the boot page of the micro guest has room for.
 const CMDLINE_MAX: usize = 2048;
 const MEMORY_MIB_DEFAULT: u32 = 64;

@@ -3,7 +3,9 @@
 
 mod batch;
 pub mod inject;
+pub mod pair;
 pub mod port;
 pub mod record;
 pub mod replay;
+pub mod takeover;
 pub mod wait;

@@ -10,12 +10,15 @@ use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
 use crate::board::clock::HostClock;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
+use crate::stop::Stop;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
 use std::time::Duration;
 
 /// A guest that makes exits without idling sees its clock move at least this often.
 const TICK_EVERY: Duration = Duration::from_millis(1);
+/// How long to sleep between two looks at outputs that are still held, after the guest is over.
+const DRAIN_NAP: Duration = Duration::from_millis(1);
 
 /// Where the records of a live machine go.
 pub trait LogSink: Send {
@@ -82,12 +85,13 @@ impl Recorder {
         self.enter(machine, &[Input::PowerOn { seed }, Input::Tick { time: now }]).map(|_| ())
     }
 
-    /// Serves the window that `exit` opened, and sleeps in it while the guest idles. After [`WindowError::PeerLost`]
-    /// the window is still open, and calling again with the same `exit` goes on where this stopped.
+    /// Serves the window that `exit` opened, and sleeps in it while the guest idles; `stop` ends the sleep. After
+    /// [`WindowError::PeerLost`] the window is still open, and calling again with the same `exit` goes on where this
+    /// stopped.
     ///
     /// # Errors
     /// When the backup is lost, or the machine refuses an input.
-    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<(), WindowError> {
+    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
         follow_driver(&mut self.ports, machine, exit);
         let deadline = exit.idle.map(|limit| self.deadline(limit));
         loop {
@@ -107,6 +111,7 @@ impl Recorder {
             }
             match deadline {
                 None => return Ok(()),
+                Some(_) if stop.is_asked() => return Ok(()),
                 Some(until) => wait::sleep(&mut self.ports, &self.waker, remaining(until, now)),
             }
         }
@@ -122,6 +127,15 @@ impl Recorder {
                 }
             }
             port.flush();
+        }
+    }
+
+    /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are not.
+    pub fn drain(&self, limit: Duration) {
+        let deadline = std::time::Instant::now() + limit;
+        let holds = |port: &DevicePort| port.is_alive() && port.gate().snapshot().held > 0;
+        while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
+            std::thread::sleep(DRAIN_NAP);
         }
     }
 

@@ -4,6 +4,7 @@
 //! leaves this host: a primary's lease is over or runs out, a backup was never live. It changes no machine.
 
 use lockstep_arbiter::client::{ArbiterClient, ClaimError};
+use lockstep_arbiter::register::VmName;
 use lockstep_protocol::ids::{Holder, Term};
 use lockstep_protocol::takeover::{Claiming, Deed, Takeover, Verdict, VerdictFault};
 use lockstep_protocol::time::Instant;
@@ -57,12 +58,11 @@ pub enum TakeoverError {
 }
 
 /// This host's place at the arbiter.
-#[derive(Debug)]
 pub struct Seat {
     /// The connection to it.
     pub arbiter: ArbiterClient,
     /// The register.
-    pub vm: String,
+    pub vm: VmName,
     /// Who claims.
     pub me: Holder,
 }
@@ -100,7 +100,7 @@ pub fn settle(
         match deed {
             Deed::Claim { expected } => match seat.claim(expected) {
                 Ok(verdict) => claimant.handle_verdict(verdict)?,
-                Err(error) if error.is_retryable() => {
+                Err(error) if !error.is_fatal() => {
                     tracing::warn!(%error, "The arbiter cannot be asked; nothing leaves this host until it can");
                     claimant.handle_claim_failed(boottime());
                 }

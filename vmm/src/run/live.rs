@@ -9,6 +9,7 @@ use crate::ft::takeover::{Settled, settle};
 use crate::machine::{End, Exit};
 use crate::status::{Role, What};
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, Term};
+use lockstep_protocol::message;
 use lockstep_protocol::record::Input;
 use lockstep_protocol::session::Parting;
 use lockstep_protocol::takeover::Deed;
@@ -65,7 +66,7 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
 /// Powers the VM on once the backup is there and the term is claimed.
 pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
-    let pair = PrimarySide::connect(start::link_config(host, &ports, last.term.next())?, host.context(&ports))?;
+    let pair = PrimarySide::connect(start::pair_config(host, &ports, message::Role::Primary, last.term.next())?, host.context(&ports))?;
     host.monitor.note(What::PeerConnected);
     // Only now: a host that answers as a backup is certainly not live.
     let term = start::claim_first(host, last.term)?;
@@ -96,13 +97,21 @@ impl Live {
         loop {
             let mut exit = host.machine.step()?;
             if let Some(ended) = self.window(host, &mut exit)? {
-                return Ok(self.leave(ended));
+                return Ok(self.leave(host, ended));
             }
         }
     }
 
+    /// Goes on in a window that is open already.
+    pub(super) fn run_from(mut self, host: &mut Host, mut exit: Exit) -> anyhow::Result<Ended> {
+        match self.window(host, &mut exit)? {
+            Some(ended) => Ok(self.leave(host, ended)),
+            None => self.run(host),
+        }
+    }
+
     /// Serves one window, whatever it takes; says when it was the last one.
-    pub(super) fn window(&mut self, host: &mut Host, exit: &mut Exit) -> anyhow::Result<Option<Ended>> {
+    fn window(&mut self, host: &mut Host, exit: &mut Exit) -> anyhow::Result<Option<Ended>> {
         let end = exit.end;
         loop {
             if host.stop.is_asked() {
@@ -122,7 +131,9 @@ impl Live {
         let (WindowError::PeerLost(_), Some(pair)) = (&error, self.pair.take()) else { return Err(error.into()) };
         host.monitor.set_role(Role::TakingOver, self.term);
         host.monitor.set_pair(None);
-        let (mut claiming, end) = pair.suspect();
+        // The sink goes first: the session belongs to one holder when it ends.
+        self.recorder.set_sink(Box::new(NoLog::from(pair.log_end())));
+        let mut claiming = pair.suspect();
         let monitor = &host.monitor;
         let note = |deed: &Deed| {
             if matches!(deed, Deed::Claim { .. }) {
@@ -134,7 +145,6 @@ impl Live {
             Settled::Lives(term) => {
                 host.monitor.note(What::Claimed);
                 self.term = term;
-                self.recorder.set_sink(Box::new(NoLog::from(end)));
                 self.recorder.ports().iter().for_each(DevicePort::go_live_alone);
                 host.monitor.set_role(Role::Alone, term);
                 Ok(())
@@ -145,8 +155,10 @@ impl Live {
     }
 
     /// Ends cleanly: the last outputs leave before the process does, and the backup learns why.
-    fn leave(self, ended: Ended) -> Ended {
+    fn leave(self, host: &Host, ended: Ended) -> Ended {
         self.recorder.drain(OUTPUTS_LEAVE);
+        drop(self.recorder);
+        host.monitor.set_pair(None);
         if let Some(pair) = self.pair {
             pair.goodbye(match ended {
                 Ended::Guest(End::PowerOff) => Parting::PowerOff,

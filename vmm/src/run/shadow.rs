@@ -3,24 +3,27 @@
 use super::live::{Live, NoLog};
 use super::{Ended, Host, start};
 use crate::board::clock::HostClock;
-use crate::ft::pair::BackupSide;
+use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
 use crate::ft::replay::{Replayed, Replayer};
 use crate::ft::takeover::{Settled, settle};
 use crate::machine::{End, Exit};
-use crate::monitor::unix_ns;
+use crate::monitor::{Monitor, unix_ns};
 use crate::status::{Role, Takeover, What};
-use lockstep_protocol::ids::Term;
+use anyhow::{Context, bail};
+use lockstep_protocol::ids::{Position, Term};
+use lockstep_protocol::message;
 use lockstep_protocol::session::{Parting, PeerLost};
-use lockstep_protocol::takeover::Deed;
-use lockstep_staging::gate::{Mode, boottime};
-use std::time::{Duration, Instant};
+use lockstep_protocol::takeover::{Deed, Takeover as TakeoverMachine};
+use lockstep_protocol::time::Instant as Moment;
+use lockstep_staging::gate::boottime;
+use std::sync::Arc;
 
 /// Waits for the primary and follows it.
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
-    let pair = BackupSide::listen(start::link_config(host, &ports, last.term.next())?, host.context(&ports))?;
+    let pair = BackupSide::listen(start::pair_config(host, &ports, message::Role::Backup, last.term.next())?, host.context(&ports))?;
     host.monitor.note(What::PeerConnected);
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
@@ -41,7 +44,7 @@ impl Shadow {
         loop {
             let end = exit.end;
             match self.replayer.window(&mut host.machine, &mut exit)? {
-                Replayed::LogEnds if host.stop.is_asked() => return Ok(self.leave()),
+                Replayed::LogEnds if host.stop.is_asked() => return Ok(self.leave(host)),
                 Replayed::LogEnds => return self.take_over(host, exit),
                 Replayed::Closed => {}
             }
@@ -53,7 +56,9 @@ impl Shadow {
         }
     }
 
-    fn leave(self) -> Ended {
+    fn leave(self, host: &Host) -> Ended {
+        drop(self.replayer);
+        host.monitor.set_pair(None);
         self.pair.goodbye(Parting::Stopped);
         Ended::Stopped
     }
@@ -62,48 +67,48 @@ impl Shadow {
     /// goes live in this very window.
     fn take_over(self, host: &mut Host, mut exit: Exit) -> anyhow::Result<Ended> {
         let Self { replayer, pair } = self;
-        let suspected = Instant::now();
+        let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
-        let loss = pair.loss();
+        let loss = pair.loss().context("The log ended although the primary is there")?;
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
-        if host.machine.position() == lockstep_protocol::ids::Position::ZERO {
-            anyhow::bail!("The primary left before it powered the VM on ({}); start both again", loss.why);
+        if host.machine.position() == Position::ZERO {
+            bail!("The primary left before it powered the VM on; start both again ({})", loss.why);
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
-        let mut stages = Stages::starting(suspected);
+        // The source goes first: the session belongs to one holder when it ends.
+        let ports = replayer.into_ports();
         let mut takeover = pair.take_over();
         takeover.handle_replayed();
-        let monitor = &host.monitor;
-        let note = |deed: &Deed| match deed {
-            Deed::Claim { .. } => monitor.note(What::Claiming),
-            Deed::Promote { .. } => {
-                stages.granted = Instant::now();
-                monitor.note(What::Claimed);
-            }
-            Deed::Halt { .. } => {}
-        };
-        let settled = settle(&mut takeover, &mut host.seat, note, || host.stop.is_asked())?;
+        let log = NoLog::from(takeover.end());
+        let heard = heard(host, &takeover);
+        let monitor = Arc::clone(&host.monitor);
+        let settled = settle(&mut takeover, &mut host.seat, |deed| stages.note(deed, &monitor), || host.stop.is_asked())?;
         match settled {
             Settled::Lives(term) => {
-                let live = promote(host, replayer, &mut exit, term, loss.heard_ago());
-                host.monitor.set_takeover(stages.done(&loss));
-                run_from_open_window(host, live, exit)
+                let clock = HostClock::resumed(host.machine.time(), boottime().saturating_since(heard));
+                let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone());
+                let live = promote(host, recorder, &mut exit, term);
+                host.monitor.set_takeover(stages.done(heard, &loss));
+                live.run_from(host, exit)
             }
             Settled::Stopped => Ok(Ended::Stopped),
-            Settled::Halts { by, term } => Err(host.halt(replayer.ports(), &by, term)),
+            Settled::Halts { by, term } => Err(host.halt(&ports, &by, term)),
         }
     }
 }
 
+/// When the primary was last heard: the lease that the takeover waits out was counted from there.
+fn heard(host: &Host, takeover: &TakeoverMachine) -> Moment {
+    let lease = start::timing(&host.config).lease_over(Moment::ZERO).as_nanos();
+    Moment::from_nanos(takeover.lease_over().as_nanos().saturating_sub(lease))
+}
+
 /// Opens the gates and orders what the lost primary left undone.
-fn promote(host: &mut Host, replayer: Replayer, exit: &mut Exit, term: Term, heard_ago: Duration) -> Live {
-    let ports = replayer.into_ports();
-    ports.iter().for_each(DevicePort::go_live_alone);
-    let clock = HostClock::resumed(host.machine.time(), heard_ago);
-    let mut recorder = Recorder::new(Box::new(NoLog::from(host.log_end())), ports, clock, host.waker.clone());
+fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> Live {
+    recorder.ports().iter().for_each(DevicePort::go_live_alone);
     // What was kicked in this very window is in flight like everything else: order it once.
     exit.kick = None;
     recorder.reissue(&host.machine);
@@ -112,9 +117,37 @@ fn promote(host: &mut Host, replayer: Replayer, exit: &mut Exit, term: Term, hea
     Live { recorder, pair: None, term }
 }
 
-fn run_from_open_window(host: &mut Host, mut live: Live, mut exit: Exit) -> anyhow::Result<Ended> {
-    match live.window(host, &mut exit)? {
-        Some(ended) => Ok(ended),
-        None => live.run(host),
+/// When the steps of a takeover happened, on CLOCK_BOOTTIME.
+struct Stages {
+    replayed: Moment,
+    granted: Moment,
+}
+
+impl Stages {
+    fn at_log_end() -> Self {
+        let now = boottime();
+        Self { replayed: now, granted: now }
+    }
+
+    fn note(&mut self, deed: &Deed, monitor: &Monitor) {
+        match deed {
+            Deed::Claim { .. } => monitor.note(What::Claiming),
+            Deed::Promote { .. } => {
+                self.granted = boottime();
+                monitor.note(What::Claimed);
+            }
+            Deed::Halt { .. } => {}
+        }
+    }
+
+    fn done(&self, heard: Moment, loss: &Loss) -> Takeover {
+        let millis = |from: Moment, to: Moment| to.saturating_since(from).as_secs_f64() * 1e3;
+        Takeover {
+            at_unix_ns: unix_ns(),
+            detect_ms: millis(heard, loss.noticed),
+            replay_ms: millis(loss.noticed, self.replayed),
+            claim_ms: millis(self.replayed, self.granted),
+            promote_ms: millis(self.granted, boottime()),
+        }
     }
 }

@@ -149,3 +149,6 @@ fn write_to(chain: Chain, memory: &GuestMemoryMmap, bytes: &[u8]) -> u32 {
         Err(_) => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

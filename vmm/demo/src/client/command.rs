@@ -10,16 +10,34 @@ use super::resp::Words;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Ping,
-    Set { key: u16, value: Value },
-    Get { key: u16 },
-    Append { key: u16, value: Value },
-    Del { key: u16 },
+    Set {
+        key: u16,
+        value: Value,
+    },
+    Get {
+        key: u16,
+    },
+    Append {
+        key: u16,
+        value: Value,
+    },
+    Del {
+        key: u16,
+    },
     /// A counter of this connection alone.
-    Incr { counter: u16 },
-    MSet { pairs: Vec<(u16, Value)> },
-    MGet { keys: Vec<u16> },
+    Incr {
+        counter: u16,
+    },
+    MSet {
+        pairs: Vec<(u16, Value)>,
+    },
+    MGet {
+        keys: Vec<u16>,
+    },
     /// A counter that all connections touch.
-    IncrShared { counter: u16 },
+    IncrShared {
+        counter: u16,
+    },
 }
 
 /// A value, by its number among all values that its connection ever wrote.
@@ -36,7 +54,9 @@ impl Value {
         let mut bytes = format!("{}.{}:", self.owner, self.number).into_bytes();
         let mut state = u64::from(self.number) << 16 | u64::from(self.owner);
         while bytes.len() < usize::from(self.size) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             bytes.push(b'a' + ((state >> 33) % 26) as u8);
         }
         bytes
@@ -60,11 +80,15 @@ impl Command {
             Self::Del { key } => vec![verb("DEL"), key_name(owner, *key)],
             Self::Incr { counter } => vec![verb("INCR"), counter_name(owner, *counter)],
             Self::MSet { pairs } => std::iter::once(verb("MSET"))
-                .chain(pairs.iter().flat_map(|(key, value)| [key_name(owner, *key), value.bytes()]))
+                .chain(
+                    pairs
+                        .iter()
+                        .flat_map(|(key, value)| [key_name(owner, *key), value.bytes()]),
+                )
                 .collect(),
-            Self::MGet { keys } => {
-                std::iter::once(verb("MGET")).chain(keys.iter().map(|key| key_name(owner, *key))).collect()
-            }
+            Self::MGet { keys } => std::iter::once(verb("MGET"))
+                .chain(keys.iter().map(|key| key_name(owner, *key)))
+                .collect(),
             Self::IncrShared { counter } => vec![verb("INCR"), shared_name(*counter)],
         }
     }
@@ -97,30 +121,55 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn new(seed: u64, owner: u16) -> Self {
         let rng = SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(owner));
-        Self { rng, owner, written: 0, sizes: vec![0; usize::from(KEYS)] }
+        Self {
+            rng,
+            owner,
+            written: 0,
+            sizes: vec![0; usize::from(KEYS)],
+        }
+    }
+
+    pub(crate) fn owner(&self) -> u16 {
+        self.owner
     }
 
     /// The requests to send in one go: often one, in part a pipelined burst.
     pub(crate) fn burst(&mut self) -> Vec<Command> {
-        let count = if self.rng.random_bool(0.5) { 1 } else { self.rng.random_range(2..=BURST_MAX) };
+        let count = if self.rng.random_bool(0.5) {
+            1
+        } else {
+            self.rng.random_range(2..=BURST_MAX)
+        };
         (0..count).map(|_| self.next()).collect()
     }
 
     fn next(&mut self) -> Command {
         let key = self.rng.random_range(0..KEYS);
         match self.rng.random_range(0..100) {
-            0..30 => Command::Set { key, value: self.value(key) },
+            0..30 => Command::Set {
+                key,
+                value: self.value(key),
+            },
             30..60 => Command::Get { key },
             60..68 if self.sizes[usize::from(key)] < APPEND_BELOW => self.append(key),
-            60..68 => Command::Set { key, value: self.value(key) },
+            60..68 => Command::Set {
+                key,
+                value: self.value(key),
+            },
             68..74 => {
                 self.sizes[usize::from(key)] = 0;
                 Command::Del { key }
             }
-            74..84 => Command::Incr { counter: key % COUNTERS },
+            74..84 => Command::Incr {
+                counter: key % COUNTERS,
+            },
             84..88 => self.mset(),
-            88..92 => Command::MGet { keys: (0..4).map(|_| self.rng.random_range(0..KEYS)).collect() },
-            92..99 => Command::IncrShared { counter: key % SHARED },
+            88..92 => Command::MGet {
+                keys: (0..4).map(|_| self.rng.random_range(0..KEYS)).collect(),
+            },
+            92..99 => Command::IncrShared {
+                counter: key % SHARED,
+            },
             _ => Command::Ping,
         }
     }
@@ -134,7 +183,10 @@ impl Requests {
 
     fn mset(&mut self) -> Command {
         let first = self.rng.random_range(0..KEYS);
-        let pairs = (0..3).map(|step| (first + step) % KEYS).map(|key| (key, self.value(key))).collect();
+        let pairs = (0..3)
+            .map(|step| (first + step) % KEYS)
+            .map(|key| (key, self.value(key)))
+            .collect();
         Command::MSet { pairs }
     }
 
@@ -146,7 +198,11 @@ impl Requests {
         };
         self.written += 1;
         self.sizes[usize::from(key)] = usize::from(size);
-        Value { owner: self.owner, number: self.written, size }
+        Value {
+            owner: self.owner,
+            number: self.written,
+            size,
+        }
     }
 }
 
@@ -174,7 +230,14 @@ mod tests {
 
     #[test]
     fn a_value_tells_who_wrote_it_and_when() {
-        let value = |owner, number| Value { owner, number, size: 32 }.bytes();
+        let value = |owner, number| {
+            Value {
+                owner,
+                number,
+                size: 32,
+            }
+            .bytes()
+        };
         assert_eq!(value(3, 9).len(), 32);
         assert!(value(3, 9).starts_with(b"3.9:"));
         assert_ne!(value(3, 9)[4..], value(3, 8)[4..]);

@@ -31,7 +31,10 @@ pub(crate) enum Found {
 
 impl Model {
     pub(crate) fn new(owner: u16) -> Self {
-        Self { owner, ..Self::default() }
+        Self {
+            owner,
+            ..Self::default()
+        }
     }
 
     /// Executes `command` and returns the only right reply. Shared counters are not in this model: nothing for them.
@@ -72,9 +75,9 @@ impl Model {
         })
     }
 
-    /// Every key that was ever written, with what must be there now.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        self.writes.keys().map(|key| (key.as_slice(), self.value(key)))
+    /// Every key that was ever written.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.writes.keys().map(Vec::as_slice)
     }
 
     /// What must be there now.
@@ -103,10 +106,11 @@ impl Model {
 
     fn incr(&mut self, counter: u16) -> Reply {
         let name = counter_name(self.owner, counter);
-        let before: i64 = self
-            .values
-            .get(&name)
-            .map_or(0, |text| String::from_utf8_lossy(text).parse().expect("only this function writes counters"));
+        let before: i64 = self.values.get(&name).map_or(0, |text| {
+            String::from_utf8_lossy(text)
+                .parse()
+                .expect("only this function writes counters")
+        });
         self.write(name, Some((before + 1).to_string().into_bytes()));
         Reply::Integer(before + 1)
     }
@@ -134,7 +138,14 @@ mod tests {
     use super::*;
 
     fn set(number: u32) -> Command {
-        Command::Set { key: 1, value: Value { owner: 5, number, size: 20 } }
+        Command::Set {
+            key: 1,
+            value: Value {
+                owner: 5,
+                number,
+                size: 20,
+            },
+        }
     }
 
     #[test]
@@ -142,12 +153,25 @@ mod tests {
         let mut model = Model::new(5);
         assert_eq!(model.execute(&Command::Get { key: 1 }), Some(Reply::Bulk(None)));
         assert_eq!(model.execute(&set(1)), Some(Reply::Simple(b"OK".to_vec())));
-        let more = Value { owner: 5, number: 2, size: 20 };
-        assert_eq!(model.execute(&Command::Append { key: 1, value: more }), Some(Reply::Integer(40)));
+        let more = Value {
+            owner: 5,
+            number: 2,
+            size: 20,
+        };
+        assert_eq!(
+            model.execute(&Command::Append { key: 1, value: more }),
+            Some(Reply::Integer(40))
+        );
         assert_eq!(model.execute(&Command::Del { key: 1 }), Some(Reply::Integer(1)));
         assert_eq!(model.execute(&Command::Del { key: 1 }), Some(Reply::Integer(0)));
-        assert_eq!(model.execute(&Command::Incr { counter: 0 }), Some(Reply::Integer(1)));
-        assert_eq!(model.execute(&Command::Incr { counter: 0 }), Some(Reply::Integer(2)));
+        assert_eq!(
+            model.execute(&Command::Incr { counter: 0 }),
+            Some(Reply::Integer(1))
+        );
+        assert_eq!(
+            model.execute(&Command::Incr { counter: 0 }),
+            Some(Reply::Integer(2))
+        );
         assert_eq!(model.execute(&Command::IncrShared { counter: 0 }), None);
     }
 
@@ -157,7 +181,14 @@ mod tests {
         model.execute(&set(1));
         model.execute(&set(2));
         model.execute(&set(3));
-        let value = |number| Value { owner: 5, number, size: 20 }.bytes();
+        let value = |number| {
+            Value {
+                owner: 5,
+                number,
+                size: 20,
+            }
+            .bytes()
+        };
         let key = key_name(5, 1);
         assert_eq!(model.judge(&key, Some(&value(3))), Found::Right);
         assert_eq!(model.judge(&key, Some(&value(2))), Found::Lost(1));

@@ -47,7 +47,12 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, out: Vec::new(), incoming: Vec::new(), taken: 0 })
+        Ok(Self {
+            stream,
+            out: Vec::new(),
+            incoming: Vec::new(),
+            taken: 0,
+        })
     }
 
     /// Sends all commands in one go.
@@ -57,11 +62,6 @@ impl Connection {
             encode(words, &mut self.out);
         }
         self.stream.write_all(&self.out).await
-    }
-
-    /// Sends bytes that are commands already.
-    pub(crate) async fn ask_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await
     }
 
     /// The next reply.
@@ -104,7 +104,9 @@ fn parse(bytes: &[u8], depth: usize) -> Result<Option<(Reply, usize)>, BadReply>
     if depth > DEPTH_MAX {
         return Err(BadReply::Depth);
     }
-    let Some((line, start)) = line(bytes)? else { return Ok(None) };
+    let Some((line, start)) = line(bytes)? else {
+        return Ok(None);
+    };
     let reply = match line[0] {
         b'+' => Reply::Simple(line[1..].to_vec()),
         b'-' => Reply::Error(line[1..].to_vec()),
@@ -120,9 +122,14 @@ fn bulk(bytes: &[u8], size: i64, start: usize) -> Result<Option<(Reply, usize)>,
     if size == -1 {
         return Ok(Some((Reply::Bulk(None), start)));
     }
-    let size = usize::try_from(size).ok().filter(|size| *size <= BULK_MAX).ok_or(BadReply::Number)?;
+    let size = usize::try_from(size)
+        .ok()
+        .filter(|size| *size <= BULK_MAX)
+        .ok_or(BadReply::Number)?;
     let end = start + size;
-    let Some(ending) = bytes.get(end..end + 2) else { return Ok(None) };
+    let Some(ending) = bytes.get(end..end + 2) else {
+        return Ok(None);
+    };
     if ending != b"\r\n" {
         return Err(BadReply::Ending);
     }
@@ -130,11 +137,16 @@ fn bulk(bytes: &[u8], size: i64, start: usize) -> Result<Option<(Reply, usize)>,
 }
 
 fn array(bytes: &[u8], count: i64, start: usize, depth: usize) -> Result<Option<(Reply, usize)>, BadReply> {
-    let count = usize::try_from(count).ok().filter(|count| *count <= ARRAY_MAX).ok_or(BadReply::Number)?;
+    let count = usize::try_from(count)
+        .ok()
+        .filter(|count| *count <= ARRAY_MAX)
+        .ok_or(BadReply::Number)?;
     let mut items = Vec::new();
     let mut at = start;
     for _ in 0..count {
-        let Some((item, used)) = parse(&bytes[at..], depth + 1)? else { return Ok(None) };
+        let Some((item, used)) = parse(&bytes[at..], depth + 1)? else {
+            return Ok(None);
+        };
         items.push(item);
         at += used;
     }
@@ -152,7 +164,10 @@ fn line(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, BadReply> {
 }
 
 fn number(digits: &[u8]) -> Result<i64, BadReply> {
-    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or(BadReply::Number)
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or(BadReply::Number)
 }
 
 const READ_SIZE: usize = 64 * 1024;
@@ -195,7 +210,10 @@ mod tests {
         assert_eq!(parse(b"hello\r\n", 0), Err(BadReply::Type(b'h')));
         assert_eq!(parse(b"$99999999999\r\n", 0), Err(BadReply::Number));
         assert_eq!(parse(b"$1\r\nabc", 0), Err(BadReply::Ending));
-        assert_eq!(parse(b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", 0), Err(BadReply::Depth));
+        assert_eq!(
+            parse(b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", 0),
+            Err(BadReply::Depth)
+        );
         assert_eq!(parse(b"\r\n", 0), Err(BadReply::Ending));
     }
 

@@ -1,7 +1,6 @@
 //! Names, addresses and paths of the demo's world, and the configuration file made of them. Pure text: nothing here
 //! touches the file system.
 
-use std::ffi::OsString;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
@@ -44,6 +43,10 @@ impl Layout {
         self.dir.join("vm.toml")
     }
 
+    pub(crate) fn arbiter_config_file(&self) -> PathBuf {
+        self.dir.join("arbiter.toml")
+    }
+
     pub(crate) fn disk(&self) -> PathBuf {
         self.dir.join("disk.raw")
     }
@@ -62,7 +65,13 @@ impl Layout {
 
     /// The relay's sockets: where a host is looked for, and where it is.
     pub(crate) fn relay_routes(&self) -> Vec<Route> {
-        NODES.iter().map(|node| Route { front: relay_address(node), back: host_address(node) }).collect()
+        NODES
+            .iter()
+            .map(|node| Route {
+                front: relay_address(node),
+                back: host_address(node),
+            })
+            .collect()
     }
 
     /// The configuration file, the same for both hosts.
@@ -73,7 +82,10 @@ impl Layout {
             Arbiter::Quic => {
                 let address = arbiter_address();
                 let certificate = format!("keys/{ARBITER_NAME}.crt");
-                push(&mut text, format_args!("[arbiter]\nkind = \"quic\"\naddress = \"{address}\"\n"));
+                push(
+                    &mut text,
+                    format_args!("[arbiter]\nkind = \"quic\"\naddress = \"{address}\"\n"),
+                );
                 push(&mut text, format_args!("certificate = \"{certificate}\"\n"));
             }
         }
@@ -83,24 +95,39 @@ impl Layout {
                 Wire::Straight => own,
                 Wire::Relayed => relay_address(node),
             };
-            push(&mut text, format_args!("\n[node.{node}]\naddress = \"{found_at}\"\nlisten = \"{own}\"\n"));
-            push(&mut text, format_args!("certificate = \"keys/{node}.crt\"\nkey = \"keys/{node}.key\"\n"));
-            push(&mut text, format_args!("tap = \"{}\"\ndisk = \"disk.raw\"\nrun_dir = \"{node}\"\n", tap(node)));
+            push(
+                &mut text,
+                format_args!("\n[node.{node}]\naddress = \"{found_at}\"\nlisten = \"{own}\"\n"),
+            );
+            push(
+                &mut text,
+                format_args!("certificate = \"keys/{node}.crt\"\nkey = \"keys/{node}.key\"\n"),
+            );
+            push(
+                &mut text,
+                format_args!(
+                    "tap = \"{}\"\ndisk = \"disk.raw\"\nrun_dir = \"{node}\"\n",
+                    tap(node)
+                ),
+            );
         }
         text
     }
 
-    /// What `lockstep-arbiter` is started with.
-    pub(crate) fn arbiter_arguments(&self) -> Vec<OsString> {
-        let keys = self.keys_dir();
-        let mut arguments: Vec<OsString> = vec!["--dir".into(), self.arbiter_dir().into()];
-        arguments.extend(["--listen".into(), arbiter_address().to_string().into()]);
-        arguments.extend(["--certificate".into(), keys.join(format!("{ARBITER_NAME}.crt")).into()]);
-        arguments.extend(["--key".into(), keys.join(format!("{ARBITER_NAME}.key")).into()]);
+    /// The configuration file of the arbiter service.
+    pub(crate) fn arbiter_toml(&self) -> String {
+        let mut text = format!("listen = \"{}\"\ndir = \"arbiter\"\n", arbiter_address());
+        push(
+            &mut text,
+            format_args!("certificate = \"keys/{ARBITER_NAME}.crt\"\nkey = \"keys/{ARBITER_NAME}.key\"\n"),
+        );
         for node in NODES {
-            arguments.extend(["--peer".into(), keys.join(format!("{node}.crt")).into()]);
+            push(
+                &mut text,
+                format_args!("[client.{node}]\ncertificate = \"keys/{node}.crt\"\n"),
+            );
         }
-        arguments
+        text
     }
 }
 
@@ -110,7 +137,8 @@ pub(crate) fn tap(node: &str) -> String {
 }
 
 fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    text.write_fmt(arguments).expect("writing into a String cannot fail");
+    text.write_fmt(arguments)
+        .expect("writing into a String cannot fail");
 }
 
 fn host_address(node: &str) -> SocketAddr {

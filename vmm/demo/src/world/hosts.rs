@@ -35,8 +35,16 @@ pub(crate) struct Host {
 
 impl Host {
     /// Starts `command` as the first process of a new group.
-    pub(crate) fn start(name: &str, mut command: Command, control: PathBuf, output: &Output) -> anyhow::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    pub(crate) fn start(
+        name: &str,
+        mut command: Command,
+        control: PathBuf,
+        output: &Output,
+    ) -> anyhow::Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .process_group(0);
         let log = match output {
             Output::Show => None,
             Output::Log(dir) => {
@@ -47,9 +55,17 @@ impl Host {
             }
         };
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = command.spawn().with_context(|| format!("Cannot start {program}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("Cannot start {program}"))?;
         let group = Pid::from_raw(i32::try_from(child.id()).expect("a process id of Linux fits in 22 bits"));
-        Ok(Self { name: name.into(), child, group, control, log })
+        Ok(Self {
+            name: name.into(),
+            child,
+            group,
+            control,
+            log,
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -63,7 +79,11 @@ impl Host {
 
     /// How its first process ended, if it did.
     pub(crate) fn ended(&mut self) -> anyhow::Result<Option<String>> {
-        Ok(self.child.try_wait().context("Cannot wait for a host")?.map(|end| end.to_string()))
+        Ok(self
+            .child
+            .try_wait()
+            .context("Cannot wait for a host")?
+            .map(|end| end.to_string()))
     }
 
     /// The power cut: every process of the host, at once.
@@ -87,7 +107,8 @@ impl Host {
         for _ in 0..REAP_TRIES {
             // Orphans of the group become our children: this process is their subreaper.
             while matches!(waitpid(Pid::from_raw(-self.group.as_raw()), Some(WaitPidFlag::WNOHANG)), Ok(s) if s.pid().is_some())
-            {}
+            {
+            }
             if killpg(self.group, None) == Err(Errno::ESRCH) {
                 return true;
             }
@@ -98,7 +119,11 @@ impl Host {
 
     /// The last lines of its log, for an error message.
     pub(crate) fn last_words(&self) -> String {
-        let text = self.log.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
+        let text = self
+            .log
+            .as_ref()
+            .and_then(|path| fs::read(path).ok())
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().rev().take(LAST_LINES).collect();
         if lines.is_empty() {

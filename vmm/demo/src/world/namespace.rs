@@ -26,7 +26,8 @@ pub(crate) fn enter() -> anyhow::Result<()> {
     )?;
     // Without this the kernel lets no ordinary user map a group.
     fs::write("/proc/self/setgroups", "deny").context("Cannot give up setgroups")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("Cannot map this user into the namespace")?;
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
+        .context("Cannot map this user into the namespace")?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("Cannot map this group into the namespace")
 }
 
@@ -44,10 +45,19 @@ impl Network {
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         let (connection, netlink, _) = rtnetlink::new_connection().context("Cannot speak netlink")?;
         tokio::spawn(connection);
-        let loopback = index(&netlink, "lo").await?.context("The namespace has no loopback")?;
+        let loopback = index(&netlink, "lo")
+            .await?
+            .context("The namespace has no loopback")?;
         up(&netlink, loopback).await.context("Cannot bring loopback up")?;
-        netlink.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await.context("Cannot make a bridge")?;
-        let bridge = index(&netlink, BRIDGE).await?.context("The bridge is gone again")?;
+        netlink
+            .link()
+            .add(LinkBridge::new(BRIDGE).up().build())
+            .execute()
+            .await
+            .context("Cannot make a bridge")?;
+        let bridge = index(&netlink, BRIDGE)
+            .await?
+            .context("The bridge is gone again")?;
         netlink
             .address()
             .add(bridge, IpAddr::V4(OUTSIDE), PREFIX)
@@ -65,15 +75,27 @@ impl Network {
                 all = false;
                 continue;
             };
-            let message = LinkUnspec::new_with_index(tap).controller(self.bridge).up().build();
-            self.netlink.link().set(message).execute().await.context("Cannot put a tap on the bridge")?;
+            let message = LinkUnspec::new_with_index(tap)
+                .controller(self.bridge)
+                .up()
+                .build();
+            self.netlink
+                .link()
+                .set(message)
+                .execute()
+                .await
+                .context("Cannot put a tap on the bridge")?;
         }
         Ok(all)
     }
 }
 
 async fn up(netlink: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
-    netlink.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
+    netlink
+        .link()
+        .set(LinkUnspec::new_with_index(index).up().build())
+        .execute()
+        .await
 }
 
 /// The number of an interface, if there is one of that name.

@@ -41,7 +41,9 @@ impl Relay {
             .collect::<io::Result<Vec<_>>>()?;
         let cut = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
         let seen = Arc::clone(&cut);
         let thread = thread::Builder::new().name("relay".into()).spawn(move || {
             runtime.block_on(async move {
@@ -54,7 +56,11 @@ impl Relay {
                 let _ = stopped.await;
             });
         })?;
-        Ok(Self { cut, stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            cut,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// From now on nothing passes.
@@ -78,7 +84,9 @@ async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) 
     let mut packet = vec![0; PACKET_MAX];
     loop {
         // An error here is the answer to an earlier packet (a host that is not up yet); the next one may pass.
-        let Ok((size, sender)) = front.recv_from(&mut packet).await else { continue };
+        let Ok((size, sender)) = front.recv_from(&mut packet).await else {
+            continue;
+        };
         if cut.load(Ordering::SeqCst) {
             continue;
         }
@@ -86,11 +94,18 @@ async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) 
             if senders.len() == SENDERS_MAX {
                 senders.clear();
             }
-            let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.map(Arc::new) else { continue };
+            let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.map(Arc::new) else {
+                continue;
+            };
             if socket.connect(back).await.is_err() {
                 continue;
             }
-            tokio::spawn(answer(Arc::clone(&front), Arc::clone(&socket), sender, Arc::clone(&cut)));
+            tokio::spawn(answer(
+                Arc::clone(&front),
+                Arc::clone(&socket),
+                sender,
+                Arc::clone(&cut),
+            ));
             senders.insert(sender, socket);
         }
         let _ = senders[&sender].send(&packet[..size]).await;
@@ -101,7 +116,9 @@ async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) 
 async fn answer(front: Arc<UdpSocket>, socket: Arc<UdpSocket>, sender: SocketAddr, cut: Arc<AtomicBool>) {
     let mut packet = vec![0; PACKET_MAX];
     loop {
-        let Ok(size) = socket.recv(&mut packet).await else { continue };
+        let Ok(size) = socket.recv(&mut packet).await else {
+            continue;
+        };
         if !cut.load(Ordering::SeqCst) {
             let _ = front.send_to(&packet[..size], sender).await;
         }
@@ -128,7 +145,11 @@ mod tests {
         let (host, client, free) = (socket(), socket(), socket());
         let front = free.local_addr().unwrap();
         drop(free);
-        let relay = Relay::start(&[Route { front, back: host.local_addr().unwrap() }]).unwrap();
+        let relay = Relay::start(&[Route {
+            front,
+            back: host.local_addr().unwrap(),
+        }])
+        .unwrap();
         let mut packet = [0; 16];
 
         client.send_to(b"ping", front).unwrap();

@@ -60,7 +60,11 @@ impl Status {
 
     /// When `what` first happened at or after `since`, both in ns of CLOCK_BOOTTIME.
     pub(crate) fn first(&self, what: &str, since: u64) -> Option<u64> {
-        self.events.iter().filter(|event| event.what == what).map(|event| event.at_boot_ns).find(|at| *at >= since)
+        self.events
+            .iter()
+            .filter(|event| event.what == what)
+            .map(|event| event.at_boot_ns)
+            .find(|at| *at >= since)
     }
 }
 

@@ -10,6 +10,7 @@ use smoltcp::time::Instant;
 use super::mmio::{Kind, OpenError, Registers, Transport};
 use super::offload::{self, HEADER_BYTES};
 use super::queue::{Finished, Piece, Queue};
+use crate::stack::Nic;
 
 const FEATURE_CSUM: u64 = 1 << 0;
 const FEATURE_GUEST_CSUM: u64 = 1 << 1;
@@ -87,18 +88,18 @@ impl Net {
         Ok(net)
     }
 
-    /// The card's address.
-    pub fn mac(&self) -> [u8; 6] {
+}
+
+impl Nic for Net {
+    fn mac(&self) -> [u8; 6] {
         self.mac
     }
 
-    /// Whether frames have arrived that were not received yet.
-    pub fn has_frames(&self) -> bool {
+    fn has_frames(&self) -> bool {
         self.rx.queue.has_finished()
     }
 
-    /// Tells the device about new buffers and frames, if it wants to know.
-    pub fn kick(&mut self) {
+    fn kick(&mut self) {
         if self.tx.queue.take_kick() {
             self.transport.notify(TX_QUEUE);
         }
@@ -200,7 +201,7 @@ impl Tx {
     fn has_room(&mut self) -> bool {
         while let Some(finished) = self.queue.pop() {
             let [Some(buffer), ..] = finished.buffers else { continue };
-            if buffer.capacity() > HEADER_BYTES + FRAME_MAX {
+            if buffer.len() > HEADER_BYTES + FRAME_MAX {
                 self.large -= 1;
             } else {
                 self.spare.push(buffer);

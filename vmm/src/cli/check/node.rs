@@ -6,6 +6,8 @@ use std::io::{ErrorKind, Seek, SeekFrom};
 use std::net::UdpSocket;
 use std::path::Path;
 
+use lockstep_arbiter::client::ArbiterClient;
+use lockstep_arbiter::register::VmName;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 
 use super::{Line, sentence};
@@ -28,7 +30,10 @@ pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
     if let Some(disk) = node.disk.as_deref().filter(|_| node.blk_process.is_none()) {
         lines.push(self::disk(disk));
     }
-    lines.extend(arbiter(&config.arbiter));
+    if let Arbiter::Quic { certificate, .. } = &config.arbiter {
+        lines.push(pinned("arbiter's certificate", certificate));
+    }
+    lines.push(arbiter(config, node));
     lines
 }
 
@@ -129,28 +134,29 @@ fn disk(path: &Path) -> Line {
     }
 }
 
-fn arbiter(arbiter: &Arbiter) -> Vec<Line> {
-    match arbiter {
-        Arbiter::File { dir } => vec![arbiter_directory(dir)],
-        Arbiter::Quic { certificate, .. } => vec![pinned("arbiter's certificate", certificate)],
-    }
-}
-
-/// Whether a claim could be written: tried with a file of another name, which goes again at once.
-fn arbiter_directory(dir: &Path) -> Line {
-    let probe = dir.join(format!(".lockstep-check-{}", std::process::id()));
-    let tried = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&probe)
-        .and_then(|file| file.sync_all());
-    let _ = fs::remove_file(&probe);
-    match tried {
-        Ok(()) => Line::ok("arbiter", format!("{} can be written", dir.display())),
-        Err(error) => Line::fail(
-            "arbiter",
-            format!("{} cannot be written: {error}", dir.display()),
-            "Make the directory on a file system that both hosts share, and let both write to it",
+/// Asks for the newest term, as the node does at its start.
+fn arbiter(config: &Config, node: &Node) -> Line {
+    const NAME: &str = "arbiter";
+    let vm = match VmName::new(&config.vm.name) {
+        Ok(vm) => vm,
+        Err(error) => return Line::fail(NAME, sentence(&error), "Give the VM another name"),
+    };
+    let remedy = match config.arbiter {
+        Arbiter::File { .. } => {
+            "Make the directory on a file system that both hosts share, and let both write to it"
+        }
+        Arbiter::Quic { .. } => "Start lockstep-arbiter there, and let it know this node's certificate",
+    };
+    let client = match ArbiterClient::open(&config.arbiter_of(node)) {
+        Ok(client) => client,
+        Err(error) => return Line::fail(NAME, sentence(&error), remedy),
+    };
+    match client.read(&vm) {
+        Ok(None) => Line::ok(NAME, format!("Answers; no term of {vm} yet")),
+        Ok(Some((term, holder))) => Line::ok(
+            NAME,
+            format!("Answers; term {term} of {vm} is held by {}", holder.node),
         ),
+        Err(error) => Line::fail(NAME, sentence(&error), remedy),
     }
 }

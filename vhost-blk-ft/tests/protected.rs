@@ -1,0 +1,345 @@
+//! The process under our VMM: nothing changes on the disk before the gate lets it, and guest memory is never written.
+
+mod world;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lockstep_protocol::{Head, Instant, LogOffset, QueueIndex};
+use lockstep_staging::{
+    ConnectError, DeviceFacts, DeviceKind, GateWriter, Mode, Order, Staged, VmmEnd, VmmFacts, boottime,
+};
+use vhost::vhost_user::Frontend;
+use world::{Device, FLUSH, GET_ID, Guest, IN, OUT, PATIENCE, eventually};
+
+/// The VMM of a protected VM, as far as a disk can see it.
+struct Vmm {
+    end: VmmEnd,
+    gate: GateWriter,
+    guest: Guest,
+    facts: DeviceFacts,
+    _front_end: Frontend,
+}
+
+const QUEUE: QueueIndex = QueueIndex::ZERO;
+
+impl Vmm {
+    fn connect(device: &Device) -> Self {
+        Self::connect_at(device.folder.path(), device.front_end())
+    }
+
+    fn connect_at(folder: &std::path::Path, mut front_end: Frontend) -> Self {
+        let (end, facts) = staging(folder).unwrap();
+        let guest = Guest::new();
+        guest.attach(&mut front_end, false);
+        let gate = end.gate();
+        Self {
+            end,
+            gate,
+            guest,
+            facts,
+            _front_end: front_end,
+        }
+    }
+
+    /// A primary whose backup has acked this much, with a lease that does not end.
+    fn live(device: &Device, acked: u64) -> Self {
+        let vmm = Self::connect(device);
+        vmm.gate.publish_acked(LogOffset::new(acked));
+        vmm.gate.publish_lease(Instant::FOREVER);
+        vmm.gate.set_mode(Mode::Live);
+        vmm
+    }
+
+    fn order(&mut self, first: u16, needs: u64) {
+        let order = Order {
+            queue: QUEUE,
+            head: Head::new(first),
+            needs: LogOffset::new(needs),
+        };
+        self.end.push_order(order).unwrap();
+        self.end.flush_orders();
+    }
+
+    fn write(&mut self, head: u16, sector: u64, content: &[u8], needs: u64) -> u16 {
+        let first = self.guest.request(head, OUT, sector, content, 0);
+        self.order(first, needs);
+        first
+    }
+
+    /// The next completion: whose, and its bytes.
+    fn completion(&mut self) -> (u16, Vec<u8>) {
+        let mut bytes = Vec::new();
+        let staged = eventually("a completion", || self.end.pop_completion(&mut bytes).unwrap());
+        match staged {
+            Staged::Completion { queue: QUEUE, head } => (head.get(), bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A read makes its way through the device: everything before it was looked at.
+    fn read(&mut self, head: u16, sector: u64) -> Vec<u8> {
+        let first = self.guest.request(head, IN, sector, &[], 512);
+        self.order(first, 0);
+        let (who, mut bytes) = self.completion();
+        assert_eq!((who, bytes.pop()), (first, Some(0)));
+        bytes
+    }
+
+    fn wait_for_held(&self, count: u64) {
+        eventually("outputs to be held", || {
+            (self.gate.snapshot().held == count).then_some(())
+        });
+    }
+}
+
+fn staging(folder: &std::path::Path) -> Result<(VmmEnd, DeviceFacts), ConnectError> {
+    let facts = VmmFacts {
+        kind: DeviceKind::Blk,
+        release: "test".to_owned(),
+    };
+    VmmEnd::connect(&folder.join("staging.sock"), &facts, PATIENCE)
+}
+
+#[test]
+fn a_read_is_answered_at_once_and_guest_memory_stays_as_it_was() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let first = vmm.guest.request(0, IN, 5, &[], 1024);
+    let before = vmm.guest.snapshot();
+    vmm.order(first, u64::MAX);
+    assert_eq!(
+        vmm.completion(),
+        (first, [vec![5; 512], vec![6; 512], vec![0]].concat())
+    );
+    assert!(vmm.guest.snapshot() == before);
+}
+
+#[test]
+fn the_largest_read_comes_whole_and_many_of_them_wait_for_room() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let heads: Vec<u16> = (0..7)
+        .map(|head| vmm.guest.request(head, IN, 0, &[], 1 << 20))
+        .collect();
+    heads.iter().for_each(|first| vmm.order(*first, 0));
+    let again: Vec<u16> = (0..7).map(|_| vmm.completion().0).collect();
+    assert_eq!(again, heads);
+    heads.iter().chain(&heads).for_each(|first| vmm.order(*first, 0));
+    let whole = device.on_disk(0, 1 << 20);
+    let all: Vec<(u16, Vec<u8>)> = (0..7).map(|_| vmm.completion()).collect();
+    assert!(
+        all.iter()
+            .all(|(_, bytes)| bytes[..1 << 20] == whole && bytes[1 << 20..] == [0])
+    );
+}
+
+#[test]
+fn a_write_reaches_the_disk_when_its_cause_is_acked_and_not_before() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 4);
+    let first = vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.wait_for_held(1);
+    assert_eq!(vmm.gate.snapshot().waiting_for, Some(LogOffset::new(5)));
+    assert_eq!(vmm.read(1, 3), [3; 512]);
+    assert_eq!(device.on_disk(3, 512), [3; 512]);
+
+    vmm.gate.publish_acked(LogOffset::new(5));
+    assert_eq!(vmm.completion(), (first, vec![0]));
+    assert_eq!(device.on_disk(3, 512), [0xaa; 512]);
+    assert_eq!(vmm.gate.snapshot().held, 0);
+}
+
+#[test]
+fn a_held_write_keeps_the_bytes_it_was_taken_with() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    vmm.write(0, 3, &[0xaa; 512], 1);
+    vmm.wait_for_held(1);
+    vmm.guest.request(0, OUT, 9, &[0xbb; 512], 0);
+    vmm.gate.publish_acked(LogOffset::new(1));
+    vmm.completion();
+    assert_eq!(
+        (device.on_disk(3, 512), device.on_disk(9, 512)),
+        (vec![0xaa; 512], vec![9; 512])
+    );
+}
+
+#[test]
+fn an_acked_write_waits_while_the_lease_is_over() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 9);
+    vmm.gate.publish_lease(boottime());
+    let first = vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.wait_for_held(1);
+    vmm.gate.publish_acked(LogOffset::new(10));
+    assert_eq!(vmm.read(1, 3), [3; 512]);
+    assert_eq!(device.on_disk(3, 512), [3; 512]);
+
+    vmm.gate.publish_lease(boottime() + Duration::from_secs(60));
+    assert_eq!(vmm.completion(), (first, vec![0]));
+    assert_eq!(device.on_disk(3, 512), [0xaa; 512]);
+}
+
+#[test]
+fn a_host_that_halted_never_writes_again_whatever_it_is_told() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.wait_for_held(1);
+    vmm.gate.set_mode(Mode::Halted);
+    vmm.wait_for_held(0);
+
+    vmm.gate.publish_acked(LogOffset::MAX);
+    vmm.gate.set_mode(Mode::Live);
+    vmm.write(1, 4, &[0xbb; 512], 0);
+    drop(vmm);
+    // The next VMM is served only after everything of the one before it was looked at.
+    let mut next = Vmm::live(&device, u64::MAX);
+    assert_eq!((next.read(0, 3), next.read(0, 4)), (vec![3; 512], vec![4; 512]));
+    assert_eq!(device.on_disk(3, 1024), [[3; 512], [4; 512]].concat());
+}
+
+#[test]
+fn a_backup_takes_nothing_until_it_is_live_and_then_everything() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::connect(&device);
+    vmm.gate.publish_acked(LogOffset::MAX);
+    vmm.gate.publish_lease(Instant::FOREVER);
+    let first = vmm.write(0, 3, &[0xaa; 512], 0);
+    eventually("the order to be taken", || vmm.end.prepare_sleep().then_some(()));
+    assert_eq!(
+        (device.on_disk(3, 512), vmm.end.has_inputs()),
+        (vec![3; 512], false)
+    );
+
+    vmm.gate.set_mode(Mode::Live);
+    assert_eq!(vmm.completion(), (first, vec![0]));
+    assert_eq!(device.on_disk(3, 512), [0xaa; 512]);
+}
+
+#[test]
+fn a_flush_waits_behind_held_writes_and_is_answered_at_once_without_them() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let flush = vmm.guest.request(1, FLUSH, 0, &[], 0);
+    vmm.order(flush, u64::MAX);
+    assert_eq!(vmm.completion(), (flush, vec![0]));
+
+    let write = vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.order(flush, 0);
+    vmm.wait_for_held(2);
+    vmm.gate.publish_acked(LogOffset::new(5));
+    assert_eq!(
+        (vmm.completion(), vmm.completion()),
+        ((write, vec![0]), (flush, vec![0]))
+    );
+}
+
+#[test]
+fn a_request_that_is_wrong_is_completed_all_the_same() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let beyond = vmm.guest.request(0, OUT, 1 << 40, &[1; 512], 0);
+    vmm.order(beyond, 0);
+    assert_eq!(vmm.completion(), (beyond, vec![1]));
+    let failed_read = vmm.guest.request(0, IN, 1 << 40, &[], 512);
+    vmm.order(failed_read, 0);
+    assert_eq!(vmm.completion(), (failed_read, [vec![0; 512], vec![1]].concat()));
+    vmm.order(63, 0);
+    assert_eq!(vmm.completion(), (63, vec![]));
+    let name = vmm.guest.request(0, GET_ID, 0, &[], 24);
+    vmm.order(name, 0);
+    assert_eq!(vmm.completion().1, b"lockstep\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn a_head_that_is_in_flight_is_not_taken_twice() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let first = vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.order(first, 5);
+    assert_eq!(vmm.read(1, 9), [9; 512]);
+    assert_eq!(vmm.gate.snapshot().held, 1);
+    vmm.gate.publish_acked(LogOffset::new(5));
+    assert_eq!(vmm.completion().0, first);
+    assert_eq!(vmm.read(0, 3), [0xaa; 512]);
+}
+
+#[test]
+fn a_write_ordered_again_by_the_successor_ends_the_same() {
+    let device = Device::start(true, &[]);
+    let mut primary = Vmm::live(&device, u64::MAX);
+    primary.write(0, 3, &[0xaa; 1024], 0);
+    primary.completion();
+    drop(primary);
+    let mut successor = Vmm::live(&device, u64::MAX);
+    let first = successor.write(0, 3, &[0xaa; 1024], 0);
+    assert_eq!(successor.completion(), (first, vec![0]));
+    assert_eq!(
+        device.on_disk(2, 2048),
+        [vec![2; 512], vec![0xaa; 1024], vec![5; 512]].concat()
+    );
+}
+
+#[test]
+fn the_vmm_learns_the_disk_and_a_second_vmm_is_sent_away() {
+    let device = Device::start(true, &["--read-only"]);
+    let vmm = Vmm::live(&device, 0);
+    assert_eq!(vmm.facts.config[..8], world::SECTORS.to_le_bytes());
+    assert_eq!(
+        vmm.facts.features >> 5 & 1,
+        1,
+        "the guest is told that it may not write"
+    );
+    let refused = staging(device.folder.path()).unwrap_err();
+    assert!(refused.to_string().contains("has a VMM already"), "{refused}");
+}
+
+#[test]
+fn a_vmm_that_is_killed_takes_its_held_writes_with_it() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_vmm_that_is_killed", "--ignored", "--nocapture"])
+        .env("DEVICE_FOLDER", device.folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let held = std::iter::repeat_with(|| ())
+        .take(1)
+        .map(|()| wait_for_word(&mut vmm))
+        .next();
+    assert_eq!(held, Some(true));
+    vmm.kill().unwrap();
+    vmm.wait().unwrap();
+
+    let mut next = eventually("the dead VMM's place", || {
+        staging(device.folder.path()).ok().map(drop)?;
+        Some(Vmm::live(&device, u64::MAX))
+    });
+    assert_eq!(next.read(0, 3), [3; 512]);
+    assert_eq!(device.on_disk(3, 512), [3; 512]);
+}
+
+/// Reads what the child says until it says that its write is held.
+fn wait_for_word(child: &mut std::process::Child) -> bool {
+    use std::io::{BufRead, BufReader};
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    lines.map_while(Result::ok).any(|line| line.contains("held"))
+}
+
+#[test]
+#[ignore = "runs as the victim of a_vmm_that_is_killed_takes_its_held_writes_with_it"]
+fn the_vmm_that_is_killed() {
+    let folder = std::path::PathBuf::from(std::env::var_os("DEVICE_FOLDER").unwrap());
+    let front_end = eventually("the socket", || {
+        Frontend::connect(folder.join("blk.sock"), 8).ok()
+    });
+    let mut vmm = Vmm::connect_at(&folder, front_end);
+    vmm.gate.publish_lease(Instant::FOREVER);
+    vmm.gate.set_mode(Mode::Live);
+    vmm.write(0, 3, &[0xaa; 512], 5);
+    vmm.wait_for_held(1);
+    println!("held");
+    std::thread::sleep(PATIENCE);
+}

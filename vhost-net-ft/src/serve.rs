@@ -1,0 +1,134 @@
+//! The life of the process: the vhost-user socket, one front-end after the other, and the signals that end it.
+//!
+//! Called by `main`. Each front-end gets a fresh daemon, because a daemon believes in one owner for ever; the device
+//! below it stays the same.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockstep_staging::{DeviceFacts, DeviceKind};
+use nix::sys::signal::{SigSet, Signal};
+use thiserror::Error;
+use vhost::vhost_user::Listener;
+use vhost_user_backend::VhostUserDaemon;
+use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::epoll::EventSet;
+
+use crate::args::Args;
+use crate::backend::{NetBackend, device_config, device_features};
+use crate::device::{Device, DeviceError};
+use crate::queue::Memory;
+use crate::tap::Tap;
+use crate::wakes::Wake;
+
+/// Why the process ends with a failure.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The device could not be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Another process has the socket.
+    #[error("Another process listens at {0} already")]
+    InUse(PathBuf),
+    /// No socket.
+    #[error("Cannot listen at {path}: {reason}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said, in the words of the vhost crate.
+        reason: String,
+    },
+    /// The daemon could not be made or driven.
+    #[error("The vhost-user daemon failed: {0}")]
+    Daemon(String),
+    /// Signals or descriptors could not be had.
+    #[error("Cannot set up the process")]
+    Process(#[from] io::Error),
+}
+
+/// Serves front-ends until a signal comes, or until the first one leaves when that was asked for.
+pub fn serve(args: &Args) -> Result<(), ServeError> {
+    let tap = Tap::open(&args.tap).map_err(DeviceError::from)?;
+    let facts = DeviceFacts {
+        kind: DeviceKind::Net,
+        features: device_features(tap.features(), args.mac),
+        config: device_config(args.mac),
+        release: concat!("vhost-net-ft ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    // Before any thread is started, so that every thread leaves signals to the one that waits for them.
+    let signals = block_signals()?;
+    let device = Device::new(&args.tap, tap, args.staging.as_deref(), facts, args.mac)?;
+    let backend = Arc::new(NetBackend::new(device));
+    let mut listener = listen(&args.socket)?;
+    let sockets = std::iter::once(&args.socket)
+        .chain(&args.staging)
+        .cloned()
+        .collect();
+    exit_on(signals, sockets)?;
+    tracing::info!(tap = args.tap, socket = %args.socket.display(), "Ready");
+    loop {
+        serve_one(&backend, &mut listener)?;
+        if args.once {
+            return Ok(());
+        }
+    }
+}
+
+/// One front-end, from its connecting to its leaving.
+fn serve_one(backend: &Arc<NetBackend>, listener: &mut Listener) -> Result<(), ServeError> {
+    let failed = |error: vhost_user_backend::Error| ServeError::Daemon(error.to_string());
+    backend.device().forget_front_end();
+    let memory = GuestMemoryAtomic::new(Memory::new());
+    let mut daemon =
+        VhostUserDaemon::new("vhost-net-ft".to_owned(), backend.clone(), memory).map_err(failed)?;
+    let wakes = backend.device().wakes().as_raw_fd();
+    for worker in daemon.get_epoll_handlers() {
+        worker.register_listener(wakes, EventSet::IN, Wake::Own as u64)?;
+    }
+    daemon.start(listener).map_err(failed)?;
+    tracing::info!("A front-end connected");
+    match daemon.wait() {
+        Ok(()) => tracing::info!("The front-end left"),
+        // Leaving and misbehaving look alike here, and both end no more than the connection.
+        Err(error) => tracing::info!(%error, "The front-end's connection ended"),
+    }
+    Ok(())
+}
+
+fn listen(path: &Path) -> Result<Listener, ServeError> {
+    // A socket that answers has a living owner; any other is a leftover and is replaced.
+    if UnixStream::connect(path).is_ok() {
+        return Err(ServeError::InUse(path.to_owned()));
+    }
+    Listener::new(path, true).map_err(|error| ServeError::Listen {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn block_signals() -> io::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Waits for a signal on a thread of its own, then ends the process; whatever is held is dropped with it.
+fn exit_on(signals: SigSet, sockets: Vec<PathBuf>) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let signal = signals.wait();
+            tracing::info!(?signal, "Asked to end");
+            for socket in sockets {
+                // One that is gone already is what we want.
+                let _ = std::fs::remove_file(socket);
+            }
+            std::process::exit(0);
+        })?;
+    Ok(())
+}

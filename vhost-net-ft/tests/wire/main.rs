@@ -1,0 +1,303 @@
+//! The real process on a real tap, with the kernel's own UDP as the outside, in a network namespace of its own.
+//!
+//! Each test runs itself again inside `unshare`; where that is not permitted it says so and proves nothing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod guest;
+mod netns;
+mod process;
+
+use std::time::Duration;
+
+use lockstep_protocol::ids::{Head, LogOffset};
+use lockstep_protocol::time::Instant;
+use lockstep_staging::{ConnectError, Mode, Staged, VmmEnd};
+use vhost_net_ft::session::TX_QUEUE;
+
+use guest::{Guest, udp_frame};
+use netns::Outside;
+use process::Process;
+
+/// A protected pair of VMM and device: live, with a lease, and a guest whose queues are set up.
+struct Protected {
+    vmm: VmmEnd,
+    guest: Guest,
+    process: Process,
+}
+
+fn protected() -> Protected {
+    let process = Process::start(&["--mac", "52:54:00:00:00:02"]);
+    let (vmm, facts) = process.connect_staging();
+    assert_eq!(facts.config[..6], [0x52, 0x54, 0, 0, 0, 2]);
+    let guest = Guest::connect(&process, facts.features);
+    Protected { vmm, guest, process }
+}
+
+impl Protected {
+    fn go_live(&self) {
+        self.vmm.gate().publish_lease(Instant::FOREVER);
+        self.vmm.gate().set_mode(Mode::Live);
+    }
+
+    /// The guest queues a frame with this payload, and the VMM orders it.
+    fn transmit(&mut self, payload: &[u8], needs: u64) {
+        let head = self.guest.write_tx_chain(&udp_frame(payload));
+        self.order(head, needs);
+        assert_eq!(
+            self.next_completion(),
+            Staged::Returned {
+                queue: TX_QUEUE,
+                count: 1
+            }
+        );
+    }
+
+    fn order(&mut self, head: Head, needs: u64) {
+        let order = lockstep_staging::Order {
+            queue: TX_QUEUE,
+            head,
+            needs: LogOffset::new(needs),
+        };
+        self.vmm.push_order(order).unwrap();
+        self.vmm.flush_orders();
+    }
+
+    fn next_completion(&mut self) -> Staged {
+        let mut bytes = Vec::new();
+        process::until("a completion", || self.vmm.pop_completion(&mut bytes).unwrap())
+    }
+
+    fn next_frame(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        process::until("a frame", || self.vmm.pop_frame(&mut bytes).unwrap());
+        bytes
+    }
+
+    fn held(&self) -> u64 {
+        self.vmm.gate().snapshot().held
+    }
+}
+
+#[test]
+fn a_frame_leaves_only_when_its_cause_is_acked() {
+    netns::inside("a_frame_leaves_only_when_its_cause_is_acked", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        pair.go_live();
+        pair.transmit(b"first", 5);
+        pair.transmit(b"second", 7);
+        process::until("both to be held", || (pair.held() == 2).then_some(()));
+        assert!(outside.is_silent());
+
+        pair.vmm.gate().publish_acked(LogOffset::new(5));
+        assert_eq!(outside.hear(), b"first");
+        process::until("one to be released", || (pair.held() == 1).then_some(()));
+        assert!(outside.is_silent());
+
+        pair.vmm.gate().publish_acked(LogOffset::new(8));
+        assert_eq!(outside.hear(), b"second");
+    });
+}
+
+#[test]
+fn an_acked_frame_waits_for_the_lease() {
+    netns::inside("an_acked_frame_waits_for_the_lease", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        pair.vmm.gate().set_mode(Mode::Live);
+        pair.vmm.gate().publish_acked(LogOffset::new(100));
+        // The announcement waits as well: nothing leaves without a lease.
+        pair.transmit(b"late", 5);
+        process::until("frames to be held", || (pair.held() == 2).then_some(()));
+        assert!(outside.is_silent());
+        assert_eq!(netns::frames_sent(&pair.process.tap), 0);
+
+        pair.vmm.gate().publish_lease(Instant::FOREVER);
+        assert_eq!(outside.hear(), b"late");
+    });
+}
+
+#[test]
+fn a_frame_from_the_outside_is_staged_once_the_host_is_live() {
+    netns::inside("a_frame_from_the_outside_is_staged_once_the_host_is_live", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        outside.say(b"to the backup");
+        process::until("the backup to read it", || {
+            netns::tap_queue_is_empty(&pair.process.tap).then_some(())
+        });
+        pair.go_live();
+        // Going live announces; when the announcement is out, the mode is followed.
+        process::until("the announcement", || {
+            (netns::frames_sent(&pair.process.tap) > 0).then_some(())
+        });
+        outside.say(b"to the primary");
+        let frame = pair.next_frame();
+        assert!(frame.ends_with(b"to the primary"), "{frame:?}");
+        assert_eq!(frame[10..12], [1, 0], "one buffer");
+        assert!(!pair.vmm.has_inputs());
+    });
+}
+
+#[test]
+fn going_live_announces_the_guest_several_times() {
+    netns::inside("going_live_announces_the_guest_several_times", || {
+        let pair = protected();
+        let _outside = Outside::on(&pair.process);
+        pair.go_live();
+        process::until("four announcements", || {
+            (netns::frames_sent(&pair.process.tap) == 4).then_some(())
+        });
+    });
+}
+
+#[test]
+fn a_halted_host_drops_what_it_holds_and_its_carrier() {
+    netns::inside("a_halted_host_drops_what_it_holds_and_its_carrier", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        pair.go_live();
+        pair.transmit(b"never", 5);
+        process::until("it to be held", || (pair.held() == 1).then_some(()));
+        pair.vmm.gate().set_mode(Mode::Halted);
+        process::until("it to be dropped", || (pair.held() == 0).then_some(()));
+        pair.vmm.gate().publish_acked(LogOffset::new(100));
+        // A later order is returned as ever, and its frame goes nowhere.
+        pair.transmit(b"nor this", 6);
+        process::until("the tap to close", || {
+            (!netns::exists(&pair.process.tap)).then_some(())
+        });
+        assert!(outside.is_silent());
+        assert_eq!(pair.vmm.gate().snapshot().held, 0);
+    });
+}
+
+#[test]
+fn held_frames_die_with_the_vmm_and_the_next_one_is_served() {
+    netns::inside("held_frames_die_with_the_vmm_and_the_next_one_is_served", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        pair.go_live();
+        pair.transmit(b"lost", 5);
+        let Protected { vmm, guest, process } = pair;
+        drop((vmm, guest));
+
+        let (vmm, facts) = process.connect_staging();
+        let guest = Guest::connect(&process, facts.features);
+        let mut pair = Protected { vmm, guest, process };
+        pair.go_live();
+        pair.vmm.gate().publish_acked(LogOffset::new(100));
+        pair.transmit(b"kept", 5);
+        assert_eq!(outside.hear(), b"kept");
+        assert!(outside.is_silent());
+    });
+}
+
+#[test]
+fn a_chain_that_is_no_frame_is_returned_and_nothing_leaves() {
+    netns::inside("a_chain_that_is_no_frame_is_returned_and_nothing_leaves", || {
+        let mut pair = protected();
+        let outside = Outside::on(&pair.process);
+        pair.go_live();
+        pair.order(Head::new(60_000), 0);
+        assert_eq!(
+            pair.next_completion(),
+            Staged::Returned {
+                queue: TX_QUEUE,
+                count: 1
+            }
+        );
+        let head = pair.guest.write_tx_chain(&[0; 4]);
+        pair.order(head, 0);
+        assert_eq!(
+            pair.next_completion(),
+            Staged::Returned {
+                queue: TX_QUEUE,
+                count: 1
+            }
+        );
+        pair.transmit(b"still here", 0);
+        assert_eq!(outside.hear(), b"still here");
+        assert!(outside.is_silent());
+    });
+}
+
+#[test]
+fn a_protected_guest_takes_the_device_for_itself() {
+    netns::inside("a_protected_guest_takes_the_device_for_itself", || {
+        let pair = protected();
+        let facts = process::vmm_facts();
+        let second = VmmEnd::connect(&pair.process.staging, &facts, Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(&second, ConnectError::Refused { .. }));
+        assert!(second.to_string().contains("Another VMM"), "{second}");
+    });
+}
+
+#[test]
+fn a_plain_front_ends_guest_talks_both_ways() {
+    netns::inside("a_plain_front_ends_guest_talks_both_ways", || {
+        let process = Process::start(&[]);
+        let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+        let outside = Outside::on(&process);
+        guest.offer_rx_buffers(4);
+        guest.transmit_plain(&udp_frame(b"out"));
+        assert_eq!(outside.hear(), b"out");
+        process::until("the frame to be completed", || {
+            (guest.tx_used() == 1).then_some(())
+        });
+
+        outside.say(b"in");
+        let frame = process::until("a frame", || guest.received());
+        assert!(frame.ends_with(b"in"), "{frame:?}");
+        assert_eq!(frame[10..12], [1, 0]);
+    });
+}
+
+#[test]
+fn a_front_end_may_leave_and_another_come() {
+    netns::inside("a_front_end_may_leave_and_another_come", || {
+        let process = Process::start(&[]);
+        let outside = Outside::on(&process);
+        drop(Guest::connect(&process, guest::PLAIN_FEATURES));
+        let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+        guest.transmit_plain(&udp_frame(b"second"));
+        assert_eq!(outside.hear(), b"second");
+    });
+}
+
+#[test]
+fn asked_to_end_it_ends_well_and_takes_its_sockets_along() {
+    netns::inside("asked_to_end_it_ends_well_and_takes_its_sockets_along", || {
+        let mut process = Process::start(&[]);
+        assert!(process.terminate().success());
+        assert!(!process.socket.exists() && !process.staging.exists());
+    });
+}
+
+#[test]
+fn what_it_cannot_do_it_says_in_one_sentence() {
+    let (status, said) = process::run_to_end(&[
+        "--socket",
+        "/tmp/unused.sock",
+        "--tap",
+        "a-name-too-long-for-a-tap",
+    ]);
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        said.contains("cannot be the name of a network interface"),
+        "{said}"
+    );
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+}
+
+#[test]
+fn a_tap_in_use_is_named() {
+    netns::inside("a_tap_in_use_is_named", || {
+        let first = Process::start(&[]);
+        let other = first.dir.path().join("other.sock");
+        let (status, said) =
+            process::run_to_end(&["--socket", other.to_str().unwrap(), "--tap", process::TAP]);
+        assert_eq!(status.code(), Some(1));
+        assert!(said.contains("Another process uses the tap"), "{said}");
+    });
+}

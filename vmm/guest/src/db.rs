@@ -1,0 +1,109 @@
+//! The store, its log and the clock of this round, as the commands see them; and what the server remembers of a client.
+//! Knows neither connections nor the disk itself.
+
+use alloc::vec::Vec;
+
+use crate::limits::EXPIRY_STEP;
+use crate::log::{Log, Readiness};
+use crate::store::Store;
+use crate::store::op::Op;
+use crate::units::{Group, Time};
+
+/// What a client has said about itself.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Number of the connection, since power-on.
+    pub id: u64,
+    /// CLIENT SETNAME.
+    pub name: Vec<u8>,
+    /// The client asked for the end.
+    pub closing: bool,
+}
+
+/// How much memory there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// For keys and values.
+    pub store_max: usize,
+    /// For large commands and replies of all connections together.
+    pub buffers_max: usize,
+    /// What the allocator has left, measured; commands that grow the store stop before it is gone.
+    pub free: fn() -> usize,
+    /// What must stay free for everything that is not counted.
+    pub reserve: usize,
+}
+
+/// All that commands work on.
+#[derive(Debug)]
+pub struct Db {
+    /// The keys.
+    pub store: Store,
+    /// The log.
+    pub log: Log,
+    /// Bounds.
+    pub memory: Memory,
+    /// Time of this round.
+    pub now: Time,
+    /// Time of power-on.
+    pub started: Time,
+    /// The group of the last change.
+    pub last_change: Group,
+    /// Connections open now.
+    pub clients: usize,
+    /// Connections since power-on.
+    pub accepted: u64,
+    /// Commands since power-on.
+    pub executed: u64,
+    /// SHUTDOWN was called.
+    pub shutdown: bool,
+    /// How far the search for keys whose time is over has come.
+    sweep: Option<alloc::boxed::Box<[u8]>>,
+}
+
+impl Db {
+    /// A database as recovery left it.
+    pub fn new(store: Store, log: Log, memory: Memory, now: Time) -> Self {
+        Db {
+            store,
+            log,
+            memory,
+            now,
+            started: now,
+            last_change: Group::ZERO,
+            clients: 0,
+            accepted: 0,
+            executed: 0,
+            shutdown: false,
+            sweep: None,
+        }
+    }
+
+    /// Makes a change, in memory and in the log; answers the group it belongs to.
+    pub fn change(&mut self, op: &Op<'_>) -> Group {
+        let group = self.log.group();
+        self.store.apply(op, group);
+        self.log.append(op);
+        self.last_change = group;
+        group
+    }
+
+    /// Whether so many more bytes can be stored.
+    pub fn has_memory(&self, bytes: usize) -> bool {
+        self.store.memory() + bytes <= self.memory.store_max && (self.memory.free)() >= self.memory.reserve + bytes
+    }
+
+    /// Deletes a few keys whose time is over, if there are any. Called every now and then.
+    pub fn sweep(&mut self) {
+        if self.store.expiring() == 0 || self.log.readiness() != Readiness::Ready {
+            return;
+        }
+        for _ in 0..EXPIRY_STEP {
+            let (over, last) = self.store.find_over(self.sweep.as_deref(), EXPIRY_STEP, self.now);
+            self.sweep = last;
+            match over {
+                Some(key) => self.change(&Op::Delete { key: &key }),
+                None => return,
+            };
+        }
+    }
+}

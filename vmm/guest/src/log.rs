@@ -1,0 +1,260 @@
+//! The log on disk: every change is in it before anyone hears of it. Commands append and commit; the server drives it
+//! once per round and asks how far it is durable. While one batch is on its way, all that is committed gathers for the
+//! next. When the area is full it is compacted into the other one. Never waits; after a disk error it never moves again.
+
+mod batch;
+mod compaction;
+mod recovery;
+mod superblock;
+
+use alloc::vec::Vec;
+
+use crate::disk::{Disk, Done, Request, SECTOR_BYTES, Tag};
+use crate::limits::GROUP_BYTES;
+use crate::store::Store;
+use crate::store::op::Op;
+use crate::units::{Group, Time};
+use batch::Link;
+use compaction::Compaction;
+pub use recovery::{OpenError, open};
+use superblock::Layout;
+
+const WRITE: Tag = Tag(1);
+const FLUSH: Tag = Tag(2);
+const COMPACTION: Tag = Tag(3);
+
+/// Whether a write command may be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready,
+    /// Not now: a compaction is under way, or the group is full.
+    Later,
+    /// Never again: the disk failed.
+    Failed,
+}
+
+/// What the log is doing.
+#[derive(Debug)]
+enum Phase {
+    /// There is no disk: everything counts as durable at once.
+    Volatile,
+    /// Batches go to the current area.
+    Serving(Serving),
+    /// The store is being written to the other area.
+    Compacting(Compaction),
+    /// The disk failed.
+    Failed,
+}
+
+/// The batches on their way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Serving {
+    writing: Option<Group>,
+    flushing: Option<Group>,
+}
+
+/// Where the next batch goes.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    sector: u64,
+    end: u64,
+    link: Link,
+}
+
+/// The log.
+#[derive(Debug)]
+pub struct Log {
+    phase: Phase,
+    layout: Option<Layout>,
+    tail: Tail,
+    nonce: u64,
+    compactions: u64,
+    /// Changes committed since the last batch was sent, behind room for a head.
+    gathered: Vec<u8>,
+    spare: Vec<u8>,
+    /// The group that is gathering.
+    group: Group,
+    /// The last group whose write is done.
+    written: Group,
+    durable: Group,
+}
+
+impl Log {
+    /// A log without a disk.
+    pub fn volatile() -> Self {
+        let link = Link { generation: 0, sequence: 0, previous: 0 };
+        Self::new(Phase::Volatile, None, Tail { sector: 0, end: 0, link }, 0)
+    }
+
+    fn new(phase: Phase, layout: Option<Layout>, tail: Tail, nonce: u64) -> Self {
+        let mut gathered = Vec::new();
+        batch::begin(&mut gathered);
+        let (group, written, durable) = (Group::ZERO.next(), Group::ZERO, Group::ZERO);
+        Log { phase, layout, tail, nonce, compactions: 0, gathered, spare: Vec::new(), group, written, durable }
+    }
+
+    /// The group that a change made now belongs to.
+    pub fn group(&self) -> Group {
+        self.group
+    }
+
+    /// Everything up to this group is on disk.
+    pub fn durable(&self) -> Group {
+        match self.phase {
+            Phase::Volatile => self.group,
+            _ => self.durable,
+        }
+    }
+
+    /// Whether a write command may be executed now.
+    pub fn readiness(&self) -> Readiness {
+        match self.phase {
+            Phase::Volatile => Readiness::Ready,
+            Phase::Serving(_) if self.gathered.len() < GROUP_BYTES => Readiness::Ready,
+            Phase::Serving(_) | Phase::Compacting(_) => Readiness::Later,
+            Phase::Failed => Readiness::Failed,
+        }
+    }
+
+    /// Whether the disk has room for a store that takes so many bytes.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.layout.is_none_or(|layout| bytes <= layout.data_max())
+    }
+
+    /// Adds a change to the group that is gathering. All changes of a command must be added before the next
+    /// [`Log::drive`].
+    pub fn append(&mut self, op: &Op<'_>) {
+        if !matches!(self.phase, Phase::Volatile) {
+            op.encode(&mut self.gathered);
+        }
+    }
+
+    /// Whether everything that was appended is durable, or never will be.
+    pub fn is_settled(&self) -> bool {
+        match &self.phase {
+            Phase::Volatile | Phase::Failed => true,
+            Phase::Serving(serving) => {
+                self.is_gathering_nothing() && serving.writing.is_none() && serving.flushing.is_none()
+            }
+            Phase::Compacting(_) => false,
+        }
+    }
+
+    /// Bytes of the current area that are in use, and its size.
+    pub fn usage(&self) -> (u64, u64) {
+        let Some(layout) = self.layout else { return (0, 0) };
+        let (first, end) = layout.area(self.tail.link.generation);
+        ((self.tail.sector - first) * SECTOR_BYTES as u64, (end - first) * SECTOR_BYTES as u64)
+    }
+
+    /// How many compactions there were since power-on.
+    pub fn compactions(&self) -> u64 {
+        self.compactions
+    }
+
+    /// Takes in what the disk has done, and starts what can be started. The caller kicks.
+    pub fn drive(&mut self, disk: &mut impl Disk, store: &Store, now: Time) {
+        while let Some(done) = disk.poll() {
+            self.handle_done(done, disk.needs_flush());
+        }
+        match self.phase {
+            Phase::Volatile | Phase::Failed => (),
+            Phase::Serving(serving) => self.serve(serving, disk, now),
+            Phase::Compacting(_) => (),
+        }
+        self.compact(disk, store, now);
+    }
+
+    fn is_gathering_nothing(&self) -> bool {
+        self.gathered.len() == batch::HEAD_BYTES
+    }
+
+    fn handle_done(&mut self, done: Done, needs_flush: bool) {
+        if done.result.is_err() {
+            self.phase = Phase::Failed;
+        }
+        match &mut self.phase {
+            Phase::Volatile | Phase::Failed => (),
+            Phase::Compacting(compaction) => compaction.handle_done(done.bytes),
+            Phase::Serving(serving) if done.tag == WRITE => {
+                self.spare = done.bytes;
+                self.written = serving.writing.take().unwrap_or(self.written);
+                if !needs_flush {
+                    self.durable = self.written;
+                }
+            }
+            Phase::Serving(serving) => {
+                self.durable = serving.flushing.take().unwrap_or(self.durable);
+            }
+        }
+    }
+
+    fn serve(&mut self, mut serving: Serving, disk: &mut impl Disk, now: Time) {
+        if serving.flushing.is_none() && self.durable < self.written && disk.submit(FLUSH, Request::Flush).is_ok() {
+            serving.flushing = Some(self.written);
+        }
+        self.phase = Phase::Serving(serving);
+        if serving.writing.is_some() || self.is_gathering_nothing() {
+            return;
+        }
+        let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
+        if self.tail.sector + sectors <= self.tail.end {
+            self.send(sectors, disk, now);
+        } else if serving.flushing.is_none() {
+            self.begin_compaction();
+        }
+    }
+
+    /// Sends what has gathered, and begins the next group.
+    fn send(&mut self, sectors: u64, disk: &mut impl Disk, now: Time) {
+        let check = batch::seal(&mut self.gathered, self.tail.link, now);
+        let mut next = core::mem::take(&mut self.spare);
+        if next.capacity() > 2 * GROUP_BYTES {
+            next = Vec::new();
+        }
+        batch::begin(&mut next);
+        let bytes = core::mem::replace(&mut self.gathered, next);
+        match disk.submit(WRITE, Request::Write { sector: self.tail.sector, bytes }) {
+            Ok(()) => {
+                self.phase = match self.phase {
+                    Phase::Serving(serving) => Phase::Serving(Serving { writing: Some(self.group), ..serving }),
+                    _ => unreachable!("only a serving log sends"),
+                };
+                self.group = self.group.next();
+                self.tail.sector += sectors;
+                self.tail.link = self.tail.link.next(check);
+            }
+            // At most three requests are ever out, so a disk that has no room for one is broken.
+            Err(_) => self.phase = Phase::Failed,
+        }
+    }
+
+    /// What has gathered is in the store already, so the snapshot will hold it.
+    fn begin_compaction(&mut self) {
+        let Some(layout) = self.layout else { return };
+        let generation = self.tail.link.generation + 1;
+        self.nonce = crate::prng::mix(self.nonce);
+        self.phase = Phase::Compacting(Compaction::new(layout, generation, self.nonce, self.group));
+        batch::begin(&mut self.gathered);
+        self.group = self.group.next();
+    }
+
+    fn compact(&mut self, disk: &mut impl Disk, store: &Store, now: Time) {
+        let Phase::Compacting(compaction) = &mut self.phase else { return };
+        match compaction.advance(disk, store, now) {
+            Ok(None) => (),
+            Ok(Some(finished)) => {
+                self.tail = finished.tail;
+                self.written = finished.group;
+                self.durable = finished.group;
+                self.compactions += 1;
+                self.phase = Phase::Serving(Serving::default());
+            }
+            Err(compaction::Failed) => self.phase = Phase::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

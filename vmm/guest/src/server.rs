@@ -1,0 +1,193 @@
+//! The main loop's body: one round takes in what has come, executes it, and sends what may leave. The image calls
+//! [`Server::turn`] again and again and idles for as long as it says. Never waits itself.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::State;
+
+use crate::conn::{Conn, Stall};
+use crate::db::Db;
+use crate::disk::Disk;
+use crate::log::Readiness;
+use crate::stack::{Nic, Stack};
+use crate::units::Time;
+
+/// How often keys whose time is over are looked for.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+/// How long a connection that we ended may take to end on the other side.
+const LINGER_MAX: Duration = Duration::from_secs(5);
+
+/// What the main loop is to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another round at once: there is more to do.
+    Again,
+    /// Nothing until something arrives, or this long has passed.
+    Wait(Option<Duration>),
+    /// SHUTDOWN was called, everything is durable and said.
+    PowerOff,
+}
+
+/// What a socket is used for.
+#[derive(Debug)]
+enum Slot {
+    Listening,
+    Open(Conn),
+    /// We are done with it, the other side may not be.
+    Lingering(Time),
+}
+
+/// The server.
+pub struct Server<N, D> {
+    db: Db,
+    stack: Stack,
+    nic: N,
+    disk: D,
+    slots: Vec<(SocketHandle, Slot)>,
+    /// What large commands and replies hold, of all connections.
+    excess: usize,
+    next_sweep: Time,
+    failed: bool,
+}
+
+/// What the connections wait for after a round.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    /// One could go on at once.
+    nothing: bool,
+    log: bool,
+}
+
+impl<N: Nic, D: Disk> Server<N, D> {
+    /// A server on a stack whose sockets all listen.
+    pub fn new(db: Db, stack: Stack, handles: Vec<SocketHandle>, nic: N, disk: D) -> Self {
+        let slots = handles.into_iter().map(|handle| (handle, Slot::Listening)).collect();
+        Server { db, stack, nic, disk, slots, excess: 0, next_sweep: Time::ZERO, failed: false }
+    }
+
+    /// One round.
+    pub fn turn(&mut self, now: Time) -> Next {
+        self.db.now = now;
+        self.stack.tell_time(now);
+        self.db.log.drive(&mut self.disk, &self.db.store, now);
+        self.stack.receive(&mut self.nic);
+
+        let mut waiting = self.execute();
+        if now >= self.next_sweep {
+            self.db.sweep();
+            self.next_sweep = now.after(SWEEP_EVERY);
+        }
+        self.db.log.drive(&mut self.disk, &self.db.store, now);
+        self.disk.kick();
+
+        waiting.nothing |= self.send();
+        self.stack.transmit(&mut self.nic);
+        self.nic.kick();
+        self.next(waiting)
+    }
+
+    /// Executes what the clients have sent.
+    fn execute(&mut self) -> Waiting {
+        let mut waiting = Waiting::default();
+        for (handle, slot) in &mut self.slots {
+            let socket = self.stack.socket(*handle);
+            if matches!(slot, Slot::Listening) && !matches!(socket.state(), State::Listen | State::SynReceived) {
+                self.db.accepted += 1;
+                self.db.clients += 1;
+                *slot = Slot::Open(Conn::new(self.db.accepted));
+            }
+            let Slot::Open(conn) = slot else { continue };
+            self.excess -= conn.excess();
+            loop {
+                let spare = self.db.memory.buffers_max.saturating_sub(self.excess);
+                let stall = conn.execute(&mut self.db, spare);
+                waiting.log |= stall == Stall::Log;
+                if stall == Stall::Hungry && !socket.can_recv() && !socket.may_recv() {
+                    conn.handle_end();
+                }
+                let room = conn.room();
+                if room == 0 || !socket.can_recv() || self.db.shutdown {
+                    break;
+                }
+                let fed = socket.recv(|bytes| {
+                    let taken = bytes.len().min(room);
+                    conn.feed(&bytes[..taken]);
+                    (taken, taken)
+                });
+                if !matches!(fed, Ok(1..)) || stall != Stall::Hungry {
+                    break;
+                }
+            }
+            self.excess += conn.excess();
+        }
+        waiting
+    }
+
+    /// Gives the sockets what may leave. True if a client that had stalled on its replies can go on.
+    fn send(&mut self) -> bool {
+        let durable = self.db.log.durable();
+        let has_failed = self.db.log.readiness() == Readiness::Failed && !core::mem::replace(&mut self.failed, true);
+        let mut can_go_on = false;
+        for (handle, slot) in &mut self.slots {
+            let socket = self.stack.socket(*handle);
+            if let Slot::Open(conn) = slot {
+                self.excess -= conn.excess();
+                if self.db.log.readiness() == Readiness::Failed {
+                    conn.fail(durable);
+                } else {
+                    conn.release(durable);
+                }
+                let was_full = conn.room() == 0;
+                while !conn.sendable().is_empty() {
+                    match socket.send_slice(conn.sendable()) {
+                        Ok(sent @ 1..) => conn.handle_sent(sent),
+                        _ => break,
+                    }
+                }
+                can_go_on |= was_full && conn.room() > 0;
+                let is_over = conn.is_finished() || !socket.is_open() || !socket.may_send();
+                if is_over {
+                    socket.close();
+                    self.db.clients -= 1;
+                    *slot = Slot::Lingering(self.db.now);
+                } else {
+                    self.excess += conn.excess();
+                }
+            }
+            if let Slot::Lingering(since) = *slot {
+                if !socket.is_open() && socket.remote_endpoint().is_none() {
+                    *slot = Slot::Listening;
+                    self.stack.listen(*handle);
+                } else if self.db.now.since(since) > LINGER_MAX && socket.state() != State::TimeWait {
+                    socket.abort();
+                } else if socket.can_recv() {
+                    // Nobody will read it, but while it lies there the other side cannot end.
+                    let _ = socket.recv(|bytes| (bytes.len(), ()));
+                }
+            }
+        }
+        can_go_on || has_failed
+    }
+
+    fn next(&mut self, waiting: Waiting) -> Next {
+        if self.db.shutdown && self.db.log.is_settled() && !self.is_open() {
+            return Next::PowerOff;
+        }
+        let log_is_ready = waiting.log && self.db.log.readiness() != Readiness::Later;
+        if waiting.nothing || log_is_ready || self.nic.has_frames() || self.disk.has_done() {
+            return Next::Again;
+        }
+        let sweep = (self.db.store.expiring() > 0).then(|| self.next_sweep.since(self.db.now));
+        let wait = self.stack.wait();
+        Next::Wait(match (wait, sweep) {
+            (Some(wait), Some(sweep)) => Some(wait.min(sweep)),
+            (wait, sweep) => wait.or(sweep),
+        })
+    }
+
+    fn is_open(&self) -> bool {
+        self.slots.iter().any(|(_, slot)| matches!(slot, Slot::Open(_)))
+    }
+}

@@ -1,0 +1,318 @@
+//! The session with the peer, as the run loop holds it: a log sink for a primary, a log source for a backup.
+//!
+//! The QUIC driver thread calls the observers made here: acks and leases go straight from it into the gates that the
+//! device processes read, with no hop over the vCPU thread. What a lost peer means is decided in [`super::takeover`].
+
+use super::record::{LogSink, PeerLost as NobodyToLogFor};
+use super::replay::LogSource;
+use super::wait::Waker;
+use crate::monitor::{Monitor, PairProbe, PairView};
+use crate::status::What;
+use crate::stop::Stop;
+use bytes::Bytes;
+use lockstep_protocol::ids::{LogOffset, Position, Term};
+use lockstep_protocol::record::{Input, Record};
+use lockstep_protocol::session::{Parting, PeerLost};
+use lockstep_protocol::takeover::{Claiming, Takeover};
+use lockstep_protocol::time::Instant;
+use lockstep_quic::link::{
+    BackupEvents, BackupLink, Delivered, PairConfig, PairError, PrimaryEvents, PrimaryLink, Room, connect_primary,
+    listen_backup,
+};
+use lockstep_staging::gate::{GateWriter, Mode, boottime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long to wait at a time; only bounds how late a request to stop is seen.
+const STOP_LOOK: Duration = Duration::from_millis(100);
+
+/// What the observers need to pass news on.
+pub struct Context {
+    /// The gates of the device processes.
+    pub gates: Vec<GateWriter>,
+    /// Ends the sleep of the vCPU thread.
+    pub waker: Waker,
+    /// The node's account of itself.
+    pub monitor: Arc<Monitor>,
+    /// Whether somebody asked this process to stop.
+    pub stop: Stop,
+}
+
+/// A primary's session with its backup.
+pub struct PrimarySide {
+    link: Arc<PrimaryLink>,
+    gates: Vec<GateWriter>,
+    lost: Arc<AtomicBool>,
+}
+
+impl PrimarySide {
+    /// Reaches the backup and agrees with it on everything that must be equal.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or one side refuses the other.
+    pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
+        let lost = Arc::new(AtomicBool::new(false));
+        let events = PublishAcks {
+            gates: context.gates.clone(),
+            waker: context.waker,
+            monitor: context.monitor,
+            lost: Arc::clone(&lost),
+        };
+        let link = Arc::new(connect_primary(config, Box::new(events))?);
+        Ok(Self { link, gates: context.gates, lost })
+    }
+
+    /// Lets the device processes talk to the outside, as far as acks and lease allow.
+    pub fn open_gates(&self) {
+        self.gates.iter().for_each(|gate| gate.set_mode(Mode::Live));
+    }
+
+    /// Where the recorder's records go.
+    #[must_use]
+    pub fn sink(&self) -> PairSink {
+        PairSink { link: Arc::clone(&self.link), lost: Arc::clone(&self.lost) }
+    }
+
+    /// How the status looks at this session.
+    #[must_use]
+    pub fn probe(&self) -> PairProbe {
+        let link = Arc::clone(&self.link);
+        Box::new(move || {
+            let primary = link.lock();
+            PairView {
+                log_end: primary.end().get(),
+                acked: primary.acked().get(),
+                executed: primary.executed().get(),
+                log_bytes: primary.log_bytes(),
+                input_bytes: primary.input_bytes(),
+                lag_positions: primary.position().since(primary.executed_position()),
+                lease_until_ns: Some(primary.lease_until().as_nanos()),
+                rtt_us: Some(u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX)),
+            }
+        })
+    }
+
+    /// Where the log ends now.
+    #[must_use]
+    pub fn log_end(&self) -> LogOffset {
+        self.link.lock().end()
+    }
+
+    /// The backup is lost: what is left is to claim. The sink and the probe must be gone.
+    #[must_use]
+    pub fn suspect(self) -> Claiming {
+        alone(self.link).into_claiming()
+    }
+
+    /// Tells the backup why this side leaves, and waits until it knows or is gone. The sink and the probe must be gone.
+    pub fn goodbye(self, why: Parting) {
+        alone(self.link).leave(why);
+    }
+}
+
+/// The only holder of a link may end it.
+fn alone<T>(link: Arc<T>) -> T {
+    Arc::into_inner(link).expect("the run loop drops sink, source and probe before it ends a session")
+}
+
+/// Called by the driver thread of a primary.
+struct PublishAcks {
+    gates: Vec<GateWriter>,
+    waker: Waker,
+    monitor: Arc<Monitor>,
+    lost: Arc<AtomicBool>,
+}
+
+impl PrimaryEvents for PublishAcks {
+    fn acked(&mut self, upto: LogOffset) {
+        self.gates.iter().for_each(|gate| gate.publish_acked(upto));
+    }
+
+    fn lease(&mut self, until: Instant) {
+        self.gates.iter().for_each(|gate| gate.publish_lease(until));
+    }
+
+    fn peer_lost(&mut self, why: PeerLost) {
+        tracing::warn!(%why, "The backup is lost");
+        self.monitor.note(What::PeerLost);
+        self.lost.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// The log of a primary.
+pub struct PairSink {
+    link: Arc<PrimaryLink>,
+    lost: Arc<AtomicBool>,
+}
+
+impl LogSink for PairSink {
+    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, NobodyToLogFor> {
+        // Full means push back: the vCPU stands in its window until the backup holds more of the log.
+        loop {
+            match self.link.wait_room(STOP_LOOK) {
+                Room::Open => break,
+                Room::Full => {}
+                Room::Lost(_) => return Err(NobodyToLogFor),
+            }
+        }
+        let mut primary = self.link.lock();
+        let start = primary.end();
+        for (nth, input) in (1..).zip(inputs) {
+            primary.append(position, nth == inputs.len(), input.borrowed());
+        }
+        let pause = primary.slowdown();
+        drop(primary);
+        self.link.notify();
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+        Ok(start)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+}
+
+/// How and when the primary was lost.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// What happened.
+    pub why: PeerLost,
+    /// When it counted as lost, on CLOCK_BOOTTIME.
+    pub noticed: Instant,
+}
+
+/// A backup's session with its primary.
+pub struct BackupSide {
+    link: Arc<BackupLink>,
+    stop: Stop,
+    term: Term,
+    counts: Arc<Counts>,
+    noticed: Arc<AtomicU64>,
+}
+
+impl BackupSide {
+    /// Waits for the primary and agrees with it on everything that must be equal.
+    ///
+    /// # Errors
+    /// When this host cannot listen, or one side refuses the other.
+    pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
+        let term = config.hello.term;
+        let noticed = Arc::new(AtomicU64::new(0));
+        let events = NoteLoss { monitor: context.monitor, noticed: Arc::clone(&noticed) };
+        let link = Arc::new(listen_backup(config, Box::new(events))?);
+        Ok(Self { link, stop: context.stop, term, counts: Arc::default(), noticed })
+    }
+
+    /// The term of the session.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Where the replayer's records come from.
+    #[must_use]
+    pub fn source(&self) -> PairSource {
+        PairSource {
+            link: Arc::clone(&self.link),
+            stop: self.stop.clone(),
+            applied: LogOffset::ZERO,
+            counts: Arc::clone(&self.counts),
+        }
+    }
+
+    /// How the status looks at this session.
+    #[must_use]
+    pub fn probe(&self) -> PairProbe {
+        let (link, counts) = (Arc::clone(&self.link), Arc::clone(&self.counts));
+        Box::new(move || {
+            let received = link.received();
+            PairView {
+                log_end: received.get(),
+                acked: received.get(),
+                executed: counts.applied.load(Ordering::Relaxed),
+                log_bytes: link.log_bytes(),
+                input_bytes: counts.input_bytes.load(Ordering::Relaxed),
+                lag_positions: 0,
+                lease_until_ns: None,
+                rtt_us: Some(u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX)),
+            }
+        })
+    }
+
+    /// How the primary was lost, once it is.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        let noticed = Instant::from_nanos(self.noticed.load(Ordering::Acquire));
+        self.link.lost().map(|why| Loss { why, noticed })
+    }
+
+    /// The primary is lost: what is left is to claim. The source and the probe must be gone.
+    #[must_use]
+    pub fn take_over(self) -> Takeover {
+        alone(self.link).into_takeover()
+    }
+
+    /// Tells the primary why this side leaves. The source and the probe must be gone.
+    pub fn goodbye(self, why: Parting) {
+        alone(self.link).leave(why);
+    }
+}
+
+/// Called by the driver thread of a backup.
+struct NoteLoss {
+    monitor: Arc<Monitor>,
+    noticed: Arc<AtomicU64>,
+}
+
+impl BackupEvents for NoteLoss {
+    fn listening(&mut self, at: std::net::SocketAddr) {
+        tracing::info!(%at, "Waiting for the primary");
+    }
+
+    fn peer_lost(&mut self, why: PeerLost) {
+        tracing::warn!(%why, "The primary is lost");
+        self.noticed.store(boottime().as_nanos(), Ordering::Release);
+        self.monitor.note(What::PeerLost);
+    }
+}
+
+/// The log of a backup.
+pub struct PairSource {
+    link: Arc<BackupLink>,
+    stop: Stop,
+    applied: LogOffset,
+    counts: Arc<Counts>,
+}
+
+/// What the status wants to know of a replay.
+#[derive(Debug, Default)]
+struct Counts {
+    applied: AtomicU64,
+    input_bytes: AtomicU64,
+}
+
+impl LogSource for PairSource {
+    fn next(&mut self) -> Option<Record<Bytes>> {
+        while !self.stop.is_asked() {
+            match self.link.wait_record(STOP_LOOK) {
+                Delivered::Record(record) => {
+                    self.counts.input_bytes.fetch_add(record.input.payload().len() as u64, Ordering::Relaxed);
+                    return Some(record);
+                }
+                Delivered::PeerLost(_) => return None,
+                Delivered::Nothing => {}
+            }
+        }
+        None
+    }
+
+    fn executed(&mut self, position: Position) {
+        self.applied = self.applied.next();
+        self.counts.applied.store(self.applied.get(), Ordering::Relaxed);
+        self.link.executed(self.applied, position);
+    }
+}

@@ -1,0 +1,144 @@
+//! The steps of a start that both roles share: signals, the arbiter, the first claim, what the link is told.
+
+use super::Host;
+use crate::stop::Stop;
+use crate::config::{Arbiter, Config, Node};
+use crate::ft::port::DevicePort;
+use crate::ft::wait::Waker;
+use anyhow::{Context, bail};
+use lockstep_arbiter::client::ArbiterClient;
+use lockstep_arbiter::config::ArbiterConfig;
+use lockstep_protocol::ids::{Holder, LogOffset, Term};
+use lockstep_protocol::message::{Digest, Hello, Role};
+use lockstep_protocol::session::Timing;
+use lockstep_protocol::takeover::Verdict;
+use lockstep_protocol::log::WindowLimit;
+use lockstep_quic::identity::{Identity, PinnedPeer};
+use lockstep_quic::link::PairConfig;
+use std::time::Duration;
+use std::thread;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a host waits for its peer to be started at all.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// What the register said when this process started.
+#[derive(Debug)]
+pub(super) struct LastTerm {
+    /// The last term that was granted; zero if none was.
+    pub(super) term: Term,
+    /// Who holds it.
+    pub(super) holder: Option<Holder>,
+}
+
+/// Turns SIGTERM and SIGINT into a request to stop.
+pub(super) fn stop_on_signals(waker: &Waker) -> anyhow::Result<Stop> {
+    let stop = Stop::default();
+    let (flag, waker) = (stop.clone(), waker.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("Cannot watch signals")?;
+    let listen = async move {
+        let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            return tracing::error!("Cannot watch signals; stop this node by its control socket");
+        };
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        flag.ask();
+        waker.wake();
+    };
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(listen))
+        .context("Cannot start a thread")?;
+    Ok(stop)
+}
+
+/// Opens the arbiter that the configuration names.
+pub(super) fn open_arbiter(config: &Config, node: &Node) -> anyhow::Result<ArbiterClient> {
+    let arbiter = match config.arbiter.clone() {
+        Arbiter::File { dir } => ArbiterConfig::File { dir },
+        Arbiter::Quic { address, certificate, .. } => ArbiterConfig::Quic {
+            address,
+            certificate,
+            own_certificate: node.certificate.clone(),
+            own_key: node.key.clone(),
+        },
+    };
+    Ok(ArbiterClient::open(&arbiter)?)
+}
+
+/// Asks the arbiter for the last term.
+pub(super) fn last_term(host: &mut Host) -> anyhow::Result<LastTerm> {
+    Ok(match host.seat.arbiter.read(&host.seat.vm)? {
+        Some((term, holder)) => LastTerm { term, holder: Some(holder) },
+        None => LastTerm { term: Term::ZERO, holder: None },
+    })
+}
+
+/// A host that starts alone must not do so beside a survivor: only the last holder may start without its peer.
+pub(super) fn check_nobody_else_lives(host: &Host, last: &LastTerm) -> anyhow::Result<()> {
+    match &last.holder {
+        Some(holder) if holder.node != host.node.name => bail!(
+            "Node {} holds term {} and may still be running the VM; stop it and start that node with --alone instead",
+            holder.node,
+            last.term
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Claims the first term of this run.
+pub(super) fn claim_first(host: &mut Host, expected: Term) -> anyhow::Result<Term> {
+    match host.seat.claim(expected)? {
+        Verdict::Granted { term } => Ok(term),
+        Verdict::Refused { term, holder } => {
+            bail!("Node {} claimed term {term} first; look at it with `lockstep status`", holder.node)
+        }
+    }
+}
+
+/// Everything the link needs: who we are, whom we accept, where, and what must be equal.
+pub(super) fn pair_config(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> anyhow::Result<PairConfig> {
+    let address = match role {
+        Role::Primary => host.peer.address,
+        Role::Backup => host.node.listen,
+    };
+    Ok(PairConfig {
+        address,
+        identity: Identity::load(&host.node.certificate, &host.node.key)?,
+        peer: PinnedPeer::load(&host.peer.certificate)?,
+        hello: hello(host, ports, role, term),
+        window: WindowLimit { bytes: host.config.pair.log_window_bytes, ..WindowLimit::default() },
+        patience: PATIENCE,
+    })
+}
+
+/// The pair's timing.
+pub(super) fn timing(config: &Config) -> Timing {
+    let pair = &config.pair;
+    Timing { heartbeat: pair.heartbeat, timeout: pair.timeout, lease: pair.lease }
+}
+
+fn hello(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> Hello {
+    Hello {
+        version: lockstep_protocol::limits::PROTOCOL_VERSION,
+        release: env!("CARGO_PKG_VERSION").into(),
+        node: host.node.name.clone(),
+        role,
+        term,
+        start: LogOffset::ZERO,
+        config: Digest::new(host.config.digest()),
+        template: Digest::new(*blake3::hash(&host.machine.template()).as_bytes()),
+        devices: devices_digest(ports),
+        timing: timing(&host.config),
+    }
+}
+
+fn devices_digest(ports: &[DevicePort]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for port in ports {
+        let (config, features) = port.facts();
+        hasher.update(&features.to_le_bytes());
+        hasher.update(&u64::try_from(config.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hasher.update(config);
+    }
+    Digest::new(*hasher.finalize().as_bytes())
+}

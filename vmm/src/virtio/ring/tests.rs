@@ -1,0 +1,117 @@
+//! What a ring does with a guest that follows the rules, and with one that does not.
+
+use super::*;
+use proptest::prelude::*;
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::GuestMemoryBackend;
+
+const WRITE: u16 = 2;
+
+fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap())
+}
+
+/// A ring of 8 with these writable buffers available, each a chain of its own.
+fn ring_with(memory: &GuestMemoryMmap, lengths: &[u32]) -> Ring {
+    let mock = MockSplitQueue::new(memory, 8);
+    let chains: Vec<_> = lengths
+        .iter()
+        .zip(1_u64..)
+        .map(|(len, nth)| RawDescriptor::from(Descriptor::new(0x8000 + nth * 0x100, *len, WRITE, 0)))
+        .collect();
+    if !chains.is_empty() {
+        mock.build_multiple_desc_chains(&chains).unwrap();
+    }
+    let mut ring = Ring::default();
+    *ring.queue_mut() = mock.create_queue().unwrap();
+    ring
+}
+
+fn used_idx(memory: &GuestMemoryMmap, ring: &Ring) -> u16 {
+    memory.read_obj(GuestAddress(ring.queue().used_ring() + 2)).unwrap()
+}
+
+#[test]
+fn a_kick_takes_every_available_chain_once() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[16, 16, 16]);
+    assert_eq!(ring.take_kicked(&memory).len(), 3);
+    assert_eq!(ring.take_kicked(&memory).len(), 0);
+    assert_eq!(ring.inflight_len(), 3);
+}
+
+#[test]
+fn a_completion_writes_what_fits_and_moves_the_used_ring() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[4]);
+    let heads = ring.take_kicked(&memory);
+    assert!(ring.complete(&memory, heads[0], b"longer than four"));
+    assert_eq!(used_idx(&memory, &ring), 1);
+    let mut written = [0; 6];
+    memory.read_slice(&mut written, GuestAddress(0x8100)).unwrap();
+    assert_eq!(&written, b"long\0\0");
+}
+
+#[test]
+fn a_chain_is_completed_once() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[4]);
+    let heads = ring.take_kicked(&memory);
+    assert!(ring.complete(&memory, heads[0], b""));
+    assert!(!ring.complete(&memory, heads[0], b""));
+    assert_eq!(used_idx(&memory, &ring), 1);
+}
+
+#[test]
+fn more_chains_than_are_in_flight_cannot_be_returned() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[4, 4]);
+    ring.take_kicked(&memory);
+    assert!(!ring.complete_oldest(&memory, 3));
+    assert!(ring.complete_oldest(&memory, 2));
+    assert_eq!(ring.inflight_len(), 0);
+}
+
+#[test]
+fn a_frame_without_a_buffer_is_not_taken() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[]);
+    assert_eq!(ring.waiting(&memory), 0);
+    assert!(!ring.fill_next(&memory, b"frame"));
+}
+
+#[test]
+fn a_used_ring_outside_memory_breaks_the_queue_and_nothing_else() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[4]);
+    let heads = ring.take_kicked(&memory);
+    ring.queue_mut().set_used_ring_address(Some(0xffff_f000), None);
+    assert!(ring.complete(&memory, heads[0], b"x"));
+    assert!(ring.is_broken());
+    assert!(ring.take_kicked(&memory).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_guest_writes_into_its_rings_nothing_panics_or_grows(
+        garbage in proptest::collection::vec(any::<u8>(), 0x1000),
+        frame in proptest::collection::vec(any::<u8>(), 0..3000),
+        rounds in 1..20_usize,
+    ) {
+        let memory = memory();
+        let mut ring = ring_with(&memory, &[64, 64]);
+        let (desc, avail) = (ring.queue().desc_table(), ring.queue().avail_ring());
+        memory.write_slice(&garbage[..0x80], GuestAddress(desc)).unwrap();
+        memory.write_slice(&garbage[0x80..0x80 + 20], GuestAddress(avail)).unwrap();
+        prop_assert!(memory.last_addr().0 > avail);
+        for _ in 0..rounds {
+            for head in ring.take_kicked(&memory) {
+                ring.complete(&memory, head, &frame);
+            }
+            ring.fill_next(&memory, &frame);
+            prop_assert!(ring.inflight_len() <= usize::from(QUEUE_SIZE_MAX));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `lockstep` as a user types it: help, refusals, exit codes. Nothing here starts a VM.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+use lockstep_vmm::status::{Lag, Role, Status};
+
+fn lockstep(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .args(arguments)
+        .env_remove("LOCKSTEP_LOG")
+        .output()
+        .expect("the binary was just built")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test directories have plain names")
+}
+
+const CONFIG: &str = r#"
+[vm]
+name = "shop"
+[vm.net]
+mac = "52:54:00:4c:53:01"
+[vm.disk]
+[arbiter]
+kind = "file"
+dir = "arbiter"
+[node.a]
+address = "127.0.0.1:0"
+listen = "127.0.0.1:0"
+certificate = "keys/a.crt"
+key = "keys/a.key"
+tap = "lsa"
+disk = "disk.raw"
+run_dir = "run/a"
+[node.b]
+address = "127.0.0.1:1"
+certificate = "keys/b.crt"
+key = "keys/b.key"
+tap = "lsb"
+disk = "disk.raw"
+run_dir = "run/b"
+"#;
+
+#[test]
+fn help_names_every_command_and_where_to_begin() {
+    let help = stdout(&lockstep(&["--help"]));
+    for word in ["run", "status", "check", "keys", "demo", "bench", "lockstep demo"] {
+        assert!(help.contains(word), "{word} is missing in {help}");
+    }
+}
+
+#[test]
+fn help_of_the_demo_tells_its_flags_and_its_exit_status() {
+    let help = stdout(&lockstep(&["demo", "--help"]));
+    for word in [
+        "--kill-after",
+        "--seconds",
+        "--seed",
+        "--clients",
+        "--json",
+        "--pause",
+        "--cut",
+        "Exit status",
+    ] {
+        assert!(help.contains(word), "{word} is missing in {help}");
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_one_sentence_and_exit_status_1() {
+    let output = lockstep(&[
+        "run",
+        "--config",
+        "/nonexistent/vm.toml",
+        "--node",
+        "a",
+        "--role",
+        "primary",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.starts_with("lockstep: Cannot read the configuration /nonexistent/vm.toml"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[test]
+fn a_bad_value_is_told_with_file_line_key_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    fs::write(&path, CONFIG.replace("\"127.0.0.1:1\"", "\"somewhere\"")).unwrap();
+    let output = lockstep(&["run", "--config", text(&path), "--node", "a", "--role", "backup"]);
+    assert_eq!(output.status.code(), Some(1));
+    let wanted = format!(
+        "lockstep: {}:19: `node.b.address`: \"somewhere\" is not an address",
+        path.display()
+    );
+    assert!(stderr(&output).starts_with(&wanted), "{}", stderr(&output));
+}
+
+#[test]
+fn an_unknown_node_is_told_with_the_known_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    fs::write(&path, CONFIG).unwrap();
+    let output = lockstep(&["run", "--config", text(&path), "--node", "c", "--role", "backup"]);
+    assert!(
+        stderr(&output).contains("has no node \"c\"; it has \"a\" and \"b\""),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn keys_are_private_and_never_written_over_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["keys", "--dir", text(dir.path()), "a", "b"];
+    assert!(lockstep(&arguments).status.success());
+    let key = dir.path().join("a.key");
+    let before = fs::read(&key).unwrap();
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let again = lockstep(&arguments);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("exists already"), "{}", stderr(&again));
+    assert_eq!(fs::read(&key).unwrap(), before);
+
+    assert!(
+        lockstep(&[&arguments[..], &["--force"]].concat())
+            .status
+            .success()
+    );
+    assert_ne!(fs::read(&key).unwrap(), before);
+}
+
+#[test]
+fn check_names_a_remedy_for_every_line_that_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    fs::write(&path, CONFIG).unwrap();
+    let output = lockstep(&["check", "--json", "--config", text(&path), "--node", "a"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["ok"], false);
+    let lines = report["lines"].as_array().unwrap();
+    let failing = |name: &str| {
+        lines
+            .iter()
+            .any(|line| line["name"] == name && line["verdict"] == "fail")
+    };
+    assert!(
+        failing("own key") && failing("disk") && failing("arbiter"),
+        "{report:#}"
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["verdict"] == "ok" || line["remedy"].is_string()),
+        "{report:#}"
+    );
+}
+
+#[test]
+fn status_of_nobody_is_a_sentence_and_exit_status_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = lockstep(&["status", "--run-dir", text(dir.path())]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).starts_with("lockstep: No node answers at "),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn status_prints_what_the_node_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+    let node = thread::spawn(move || {
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            assert_eq!(request, "status\n");
+            writeln!(stream, "{}", serde_json::to_string(&example()).unwrap()).unwrap();
+        }
+    });
+    let json = lockstep(&["status", "--json", "--run-dir", text(dir.path())]);
+    let table = lockstep(&["status", "--run-dir", text(dir.path())]);
+    node.join().unwrap();
+    let answer: Status = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((answer.role, answer.term), (Role::TakingOver, 7));
+    assert!(stdout(&table).contains("taking over"), "{}", stdout(&table));
+}
+
+fn example() -> Status {
+    Status {
+        release: "0".into(),
+        vm: "shop".into(),
+        node: "a".into(),
+        role: Role::TakingOver,
+        term: 7,
+        position: 1,
+        log_end: 2,
+        acked: 2,
+        executed: 2,
+        lag: Lag::default(),
+        held_outputs: 0,
+        released_outputs: 0,
+        log_bytes: 0,
+        input_bytes: 0,
+        lease_ms_left: None,
+        peer: None,
+        devices: Vec::new(),
+        guest_time_ns: 0,
+        uptime_ms: 0,
+        takeover: None,
+        events: Vec::new(),
+    }
+}
