@@ -8,8 +8,6 @@ use std::process::Command;
 const IMAGE: &str = "lockstep-micro-guest";
 
 fn main() {
-    println!("cargo:rerun-if-env-changed=TMP_GUEST");
-    if let Ok(p) = env::var("TMP_GUEST") { println!("cargo:rustc-env=LOCKSTEP_MICRO_GUEST={p}"); return; }
     let guest =
         PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo always sets this")).join("guest");
     let target = PathBuf::from(env::var_os("OUT_DIR").expect("cargo always sets this")).join("guest-target");

@@ -1,6 +1,7 @@
 //! The executable: arguments, logging, one sentence when it cannot go on.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match serve::run(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,7 +29,8 @@ pub fn serve_rings(
         for ring in rings.iter().filter(|ring| is_running(ring)) {
             ring.disable_notification()?;
             // No more than one ring's worth before the next ring's turn.
-            for _ in 0..ring.get_ref().get_queue().size() {
+            let turn = table_of(ring).size;
+            for _ in 0..turn {
                 let Some(head) = pop(ring, memory) else { break };
                 serve(ring, memory, disk, failures, head)?;
             }
@@ -65,7 +66,8 @@ fn serve(
         Ok(request) => request,
         Err(reason) => {
             tracing::debug!(%reason, "A chain cannot be answered");
-            return sink::put_empty(ring, head);
+            // A head that the table does not have cannot even be given back.
+            return if head.get() < table_of(ring).size { sink::put_empty(ring, head) } else { Ok(()) };
         }
     };
     let changed = match command {

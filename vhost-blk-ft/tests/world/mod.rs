@@ -118,6 +118,7 @@ impl Drop for Device {
 
 pub fn command(folder: &Path, protected: bool) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-blk-ft"));
+    command.env("RUST_LOG", "warn");
     command.arg("--socket").arg(folder.join("blk.sock"));
     command.arg("--disk").arg(folder.join("disk.img"));
     if protected {

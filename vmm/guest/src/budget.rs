@@ -6,7 +6,7 @@ use crate::limits::{CONNECTIONS_MAX, CONNECTIONS_MIN, SOCKET_BUFFER};
 /// Shares of the heap, in sixteenths. What is left is for the devices' buffers, the log's groups and fragmentation.
 const SOCKETS_SHARE: usize = 5;
 const STORE_SHARE: usize = 6;
-const BUFFERS_SHARE: usize = 1;
+const BUFFERS_SHARE: usize = 2;
 const RESERVE_SHARE: usize = 1;
 
 /// How many sockets a heap of so many bytes has room for.

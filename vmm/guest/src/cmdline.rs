@@ -19,7 +19,12 @@ pub struct Cmdline {
 
 impl Default for Cmdline {
     fn default() -> Self {
-        Cmdline { address: Ipv4Addr::new(10, 77, 0, 2), prefix: 24, gateway: None, port: 6379 }
+        Cmdline {
+            address: Ipv4Addr::new(10, 77, 0, 2),
+            prefix: 24,
+            gateway: None,
+            port: 6379,
+        }
     }
 }
 
@@ -38,11 +43,17 @@ impl Cmdline {
     pub fn parse(text: &str) -> Result<Self, BadWord<'_>> {
         let mut line = Cmdline::default();
         for word in text.split_ascii_whitespace() {
-            let Some((name, value)) = word.split_once('=') else { continue };
+            let Some((name, value)) = word.split_once('=') else {
+                continue;
+            };
             let known = match name {
                 "ip" => line.set_address(value),
                 "gw" => value.parse().ok().map(|gateway| line.gateway = Some(gateway)),
-                "port" => value.parse().ok().filter(|&port| port != 0).map(|port| line.port = port),
+                "port" => value
+                    .parse()
+                    .ok()
+                    .filter(|&port| port != 0)
+                    .map(|port| line.port = port),
                 _ => Some(()),
             };
             known.ok_or(BadWord(word))?;
@@ -68,13 +79,24 @@ mod tests {
     fn every_word_is_taken() {
         let line = Cmdline::parse("quiet ip=10.1.2.3/16 gw=10.1.0.1 port=7000 x=y").unwrap();
         let gateway = Some(Ipv4Addr::new(10, 1, 0, 1));
-        assert_eq!(line, Cmdline { address: Ipv4Addr::new(10, 1, 2, 3), prefix: 16, gateway, port: 7000 });
+        assert_eq!(
+            line,
+            Cmdline {
+                address: Ipv4Addr::new(10, 1, 2, 3),
+                prefix: 16,
+                gateway,
+                port: 7000
+            }
+        );
     }
 
     #[test]
     fn nonsense_is_named() {
         assert_eq!(Cmdline::parse("port=0"), Err(BadWord("port=0")));
         assert_eq!(Cmdline::parse("ip=10.0.0.1/99"), Err(BadWord("ip=10.0.0.1/99")));
-        assert_eq!(Cmdline::parse("ip=255.255.255.255"), Err(BadWord("ip=255.255.255.255")));
+        assert_eq!(
+            Cmdline::parse("ip=255.255.255.255"),
+            Err(BadWord("ip=255.255.255.255"))
+        );
     }
 }

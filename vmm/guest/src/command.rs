@@ -80,7 +80,13 @@ pub fn execute(
     spare: usize,
 ) -> Outcome {
     let reply = Reply::new(out, REPLY_MAX.min(spare).max(1024));
-    let mut call = Call { db, session, arguments, reply, needs: Group::ZERO };
+    let mut call = Call {
+        db,
+        session,
+        arguments,
+        reply,
+        needs: Group::ZERO,
+    };
     let Some(spec) = find(arguments.at(0)) else {
         call.refuse_unknown();
         return Outcome::Done(Group::ZERO);
@@ -159,12 +165,16 @@ impl<'a> Call<'a> {
         let name = Lossy(self.arguments.at(0));
         match refusal {
             Refusal::Arity => {
-                self.reply.error(format_args!("ERR wrong number of arguments for '{name}' command"));
+                self.reply
+                    .error(format_args!("ERR wrong number of arguments for '{name}' command"));
             }
-            Refusal::InvalidExpire => self.reply.error(format_args!("ERR invalid expire time in '{name}' command")),
+            Refusal::InvalidExpire => self
+                .reply
+                .error(format_args!("ERR invalid expire time in '{name}' command")),
             Refusal::UnknownSubcommand => {
                 let sub = Lossy(self.arguments.at(1));
-                self.reply.error(format_args!("ERR unknown subcommand '{sub}'. Try {name} HELP."));
+                self.reply
+                    .error(format_args!("ERR unknown subcommand '{sub}'. Try {name} HELP."));
             }
             refusal => self.reply.error(format_args!("{}", refusal.text())),
         }
@@ -173,7 +183,9 @@ impl<'a> Call<'a> {
     fn refuse_unknown(&mut self) {
         let name = Lossy(self.arguments.at(0));
         let rest = Beginning(self.arguments);
-        self.reply.error(format_args!("ERR unknown command '{name}', with args beginning with: {rest}"));
+        self.reply.error(format_args!(
+            "ERR unknown command '{name}', with args beginning with: {rest}"
+        ));
     }
 }
 
@@ -209,7 +221,9 @@ pub(crate) struct Lossy<'a>(pub(crate) &'a [u8]);
 impl fmt::Display for Lossy<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = &self.0[..self.0.len().min(128)];
-        bytes.utf8_chunks().try_for_each(|chunk| out.write_str(chunk.valid()))
+        bytes
+            .utf8_chunks()
+            .try_for_each(|chunk| out.write_str(chunk.valid()))
     }
 }
 

@@ -9,15 +9,30 @@ use crate::command::{Call, Effect, Refusal, Spec};
 type Handler = fn(&mut Call<'_>) -> Result<(), Refusal>;
 
 const fn reads(name: &'static str, arity: i32, run: Handler) -> Spec {
-    Spec { name, arity, effect: Effect::Reads, run }
+    Spec {
+        name,
+        arity,
+        effect: Effect::Reads,
+        run,
+    }
 }
 
 const fn shrinks(name: &'static str, arity: i32, run: Handler) -> Spec {
-    Spec { name, arity, effect: Effect::Shrinks, run }
+    Spec {
+        name,
+        arity,
+        effect: Effect::Shrinks,
+        run,
+    }
 }
 
 const fn grows(name: &'static str, arity: i32, run: Handler) -> Spec {
-    Spec { name, arity, effect: Effect::Grows, run }
+    Spec {
+        name,
+        arity,
+        effect: Effect::Grows,
+        run,
+    }
 }
 
 /// All commands; the busiest come first, for the search goes in this order.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::command::{Outcome, execute};
 use crate::db::{Db, Session};
-use crate::limits::{READ_AHEAD, REPLIES_HIGH};
+use crate::limits::{CONNECTION_ALLOWANCE, REPLIES_HIGH};
 use crate::reply::Reply;
 use crate::resp::{Parser, Step};
 use crate::units::Group;
@@ -20,6 +20,8 @@ pub enum Stall {
     Log,
     /// The client must read its replies.
     Full,
+    /// Others must read theirs: a large reply finds no memory.
+    Memory,
     /// The connection is ending.
     Closing,
 }
@@ -50,7 +52,10 @@ impl Conn {
     pub fn new(id: u64) -> Self {
         Conn {
             parser: Parser::new(),
-            session: Session { id, ..Session::default() },
+            session: Session {
+                id,
+                ..Session::default()
+            },
             out: Vec::new(),
             sent: 0,
             released: 0,
@@ -60,7 +65,11 @@ impl Conn {
 
     /// How many bytes may be fed now.
     pub fn room(&self) -> usize {
-        if self.session.closing || self.is_full() { 0 } else { self.parser.room() }
+        if self.session.closing || self.is_full() {
+            0
+        } else {
+            self.parser.room()
+        }
     }
 
     /// Takes bytes from the client, at most as many as there is room for.
@@ -84,11 +93,14 @@ impl Conn {
                     let arguments = self.parser.arguments();
                     match execute(db, &mut self.session, arguments, &mut self.out, spare) {
                         Outcome::Later => return Stall::Log,
+                        Outcome::NoMemory => return Stall::Memory,
                         Outcome::Done(needs) => self.hold(before, needs),
                     }
                 }
                 Ok(Step::Oversized) => {
-                    self.say(format_args!("OOM command not allowed: it is larger than the memory left for it"));
+                    self.say(format_args!(
+                        "OOM command not allowed: it is larger than the memory left for it"
+                    ));
                 }
                 Err(error) => {
                     self.say(format_args!("ERR {error}"));
@@ -129,7 +141,7 @@ impl Conn {
             self.out.clear();
             self.sent = 0;
             // A long reply's memory is not kept for the next.
-            if self.out.capacity() > READ_AHEAD {
+            if self.out.capacity() > REPLIES_HIGH {
                 self.out = Vec::new();
             }
         } else if self.sent > REPLIES_HIGH {
@@ -150,7 +162,7 @@ impl Conn {
 
     /// Memory that counts against the share of large commands and replies.
     pub fn excess(&self) -> usize {
-        (self.parser.held() + self.out.capacity()).saturating_sub(2 * READ_AHEAD)
+        (self.parser.held() + self.out.capacity()).saturating_sub(CONNECTION_ALLOWANCE)
     }
 
     fn is_full(&self) -> bool {
@@ -178,7 +190,11 @@ impl Conn {
                 last.bytes += bytes;
                 last.replies += 1;
             }
-            _ => self.held.push_back(Held { bytes, replies: 1, needs }),
+            _ => self.held.push_back(Held {
+                bytes,
+                replies: 1,
+                needs,
+            }),
         }
     }
 }

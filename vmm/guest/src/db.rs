@@ -89,7 +89,8 @@ impl Db {
 
     /// Whether so many more bytes can be stored.
     pub fn has_memory(&self, bytes: usize) -> bool {
-        self.store.memory() + bytes <= self.memory.store_max && (self.memory.free)() >= self.memory.reserve + bytes
+        self.store.memory() + bytes <= self.memory.store_max
+            && (self.memory.free)() >= self.memory.reserve + bytes
     }
 
     /// Deletes a few keys whose time is over, if there are any. Called every now and then.

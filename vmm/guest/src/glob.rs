@@ -87,7 +87,10 @@ mod tests {
             (r"a\*", "a*", true),
             ("key:[0-9", "key:5", true),
         ];
-        assert_eq!(cases.map(|(pattern, text, _)| matches(pattern.as_bytes(), text.as_bytes())), cases.map(|case| case.2));
+        assert_eq!(
+            cases.map(|(pattern, text, _)| matches(pattern.as_bytes(), text.as_bytes())),
+            cases.map(|case| case.2)
+        );
     }
 
     proptest! {

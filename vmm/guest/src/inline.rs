@@ -9,7 +9,11 @@ use core::ops::Range;
 pub(crate) struct Unbalanced;
 
 /// Splits a line. The words' bytes go to `words`, their places in it to `places`.
-pub(crate) fn split(line: &[u8], words: &mut Vec<u8>, places: &mut Vec<Range<u32>>) -> Result<(), Unbalanced> {
+pub(crate) fn split(
+    line: &[u8],
+    words: &mut Vec<u8>,
+    places: &mut Vec<Range<u32>>,
+) -> Result<(), Unbalanced> {
     let mut rest = line;
     loop {
         rest = rest.trim_ascii_start();
@@ -108,7 +112,10 @@ mod tests {
         let (mut bytes, mut places) = (Vec::new(), Vec::new());
         split(line.as_bytes(), &mut bytes, &mut places)?;
         let word = |place: Range<u32>| &bytes[place.start as usize..place.end as usize];
-        Ok(places.into_iter().map(|place| String::from_utf8_lossy(word(place)).into_owned()).collect())
+        Ok(places
+            .into_iter()
+            .map(|place| String::from_utf8_lossy(word(place)).into_owned())
+            .collect())
     }
 
     #[test]
@@ -118,7 +125,10 @@ mod tests {
 
     #[test]
     fn quotes_keep_blanks_and_escapes_are_undone() {
-        assert_eq!(words(r#"set "a b\x41\n" 'c\'d' """#).unwrap(), ["set", "a bA\n", "c'd", ""]);
+        assert_eq!(
+            words(r#"set "a b\x41\n" 'c\'d' """#).unwrap(),
+            ["set", "a bA\n", "c'd", ""]
+        );
     }
 
     #[test]

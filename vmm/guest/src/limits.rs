@@ -10,10 +10,12 @@ pub const COMMAND_MAX: usize = VALUE_MAX + KEY_MAX;
 pub const ARGUMENTS_MAX: usize = 64 << 10;
 /// Longest line of the protocol: an inline command, or a length. Redis's own limit.
 pub const LINE_MAX: usize = 64 << 10;
-/// What a connection may have read ahead of the command it is at.
-pub const READ_AHEAD: usize = 64 << 10;
+/// What a connection may have read ahead of the command it is at. Its socket holds more.
+pub const READ_AHEAD: usize = 16 << 10;
 /// With this much to send, a connection executes nothing further until its client reads.
-pub const REPLIES_HIGH: usize = 256 << 10;
+pub const REPLIES_HIGH: usize = 32 << 10;
+/// What every connection may hold without asking. The rest is shared, and counted.
+pub const CONNECTION_ALLOWANCE: usize = 64 << 10;
 /// Longest single reply (KEYS, MGET).
 pub const REPLY_MAX: usize = 4 << 20;
 

@@ -83,15 +83,39 @@ pub struct Log {
 impl Log {
     /// A log without a disk.
     pub fn volatile() -> Self {
-        let link = Link { generation: 0, sequence: 0, previous: 0 };
-        Self::new(Phase::Volatile, None, Tail { sector: 0, end: 0, link }, 0)
+        let link = Link {
+            generation: 0,
+            sequence: 0,
+            previous: 0,
+        };
+        Self::new(
+            Phase::Volatile,
+            None,
+            Tail {
+                sector: 0,
+                end: 0,
+                link,
+            },
+            0,
+        )
     }
 
     fn new(phase: Phase, layout: Option<Layout>, tail: Tail, nonce: u64) -> Self {
         let mut gathered = Vec::new();
         batch::begin(&mut gathered);
         let (group, written, durable) = (Group::ZERO.next(), Group::ZERO, Group::ZERO);
-        Log { phase, layout, tail, nonce, compactions: 0, gathered, spare: Vec::new(), group, written, durable }
+        Log {
+            phase,
+            layout,
+            tail,
+            nonce,
+            compactions: 0,
+            gathered,
+            spare: Vec::new(),
+            group,
+            written,
+            durable,
+        }
     }
 
     /// The group that a change made now belongs to.
@@ -145,7 +169,10 @@ impl Log {
     pub fn usage(&self) -> (u64, u64) {
         let Some(layout) = self.layout else { return (0, 0) };
         let (first, end) = layout.area(self.tail.link.generation);
-        ((self.tail.sector - first) * SECTOR_BYTES as u64, (end - first) * SECTOR_BYTES as u64)
+        (
+            (self.tail.sector - first) * SECTOR_BYTES as u64,
+            (end - first) * SECTOR_BYTES as u64,
+        )
     }
 
     /// How many compactions there were since power-on.
@@ -191,7 +218,10 @@ impl Log {
     }
 
     fn serve(&mut self, mut serving: Serving, disk: &mut impl Disk, now: Time) {
-        if serving.flushing.is_none() && self.durable < self.written && disk.submit(FLUSH, Request::Flush).is_ok() {
+        if serving.flushing.is_none()
+            && self.durable < self.written
+            && disk.submit(FLUSH, Request::Flush).is_ok()
+        {
             serving.flushing = Some(self.written);
         }
         self.phase = Phase::Serving(serving);
@@ -215,10 +245,19 @@ impl Log {
         }
         batch::begin(&mut next);
         let bytes = core::mem::replace(&mut self.gathered, next);
-        match disk.submit(WRITE, Request::Write { sector: self.tail.sector, bytes }) {
+        match disk.submit(
+            WRITE,
+            Request::Write {
+                sector: self.tail.sector,
+                bytes,
+            },
+        ) {
             Ok(()) => {
                 self.phase = match self.phase {
-                    Phase::Serving(serving) => Phase::Serving(Serving { writing: Some(self.group), ..serving }),
+                    Phase::Serving(serving) => Phase::Serving(Serving {
+                        writing: Some(self.group),
+                        ..serving
+                    }),
                     _ => unreachable!("only a serving log sends"),
                 };
                 self.group = self.group.next();
@@ -241,7 +280,9 @@ impl Log {
     }
 
     fn compact(&mut self, disk: &mut impl Disk, store: &Store, now: Time) {
-        let Phase::Compacting(compaction) = &mut self.phase else { return };
+        let Phase::Compacting(compaction) = &mut self.phase else {
+            return;
+        };
         match compaction.advance(disk, store, now) {
             Ok(None) => (),
             Ok(Some(finished)) => {

@@ -53,7 +53,10 @@ impl Clock {
     /// The clock that the boot page names.
     pub(crate) fn new(boot: &BootPage<'_>) -> Self {
         let address = boot.clock_page + abi::CLOCK_SYSTEM_TIME_OFFSET;
-        assert!(address.is_multiple_of(8) && address < boot.mem_size, "the clock page is not in RAM");
+        assert!(
+            address.is_multiple_of(8) && address < boot.mem_size,
+            "the clock page is not in RAM"
+        );
         Clock(address as usize)
     }
 
@@ -67,7 +70,10 @@ impl Clock {
 /// A device's registers, if the boot page names the device.
 pub(crate) fn registers(address: u64) -> Option<Registers> {
     const _: () = assert!(REGISTER_BYTES <= abi::MMIO_BYTES as usize);
-    assert!(address.is_multiple_of(8) && address < 1 << 32, "a device's registers are out of reach");
+    assert!(
+        address.is_multiple_of(8) && address < 1 << 32,
+        "a device's registers are out of reach"
+    );
     // SAFETY: abi.rs promises registers at the address when it is not zero; each device is asked for once.
     (address != 0).then(|| unsafe { Registers::at(address as usize) })
 }

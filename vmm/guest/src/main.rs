@@ -54,7 +54,9 @@ extern "C" fn main() -> ! {
     say(format_args!("up"));
     let boot = machine::boot_page();
     let heap = machine::claim_ram(&boot);
-    match machine::registers(boot.blk_mmio).map(|registers| Blk::open(registers, || port::idle(abi::IDLE_FOREVER))) {
+    match machine::registers(boot.blk_mmio)
+        .map(|registers| Blk::open(registers, || port::idle(abi::IDLE_FOREVER)))
+    {
         None | Some(Err(OpenError::Absent)) => {
             say(format_args!("no disk: nothing outlives a power-off"));
             serve(&boot, heap, NoDisk)
@@ -79,7 +81,11 @@ fn serve(boot: &BootPage<'_>, heap: usize, mut disk: impl Disk) -> ! {
     };
     let connections = budget::connections(heap);
     let (stack, handles) = Stack::new(&mut nic, &line, prng.next(), connections, clock.now());
-    say(format_args!("{} keys, at most {connections} clients, ready on port {}", store.len(), line.port));
+    say(format_args!(
+        "{} keys, at most {connections} clients, ready on port {}",
+        store.len(),
+        line.port
+    ));
 
     let db = Db::new(store, log, budget::memory(heap, heap::free), clock.now());
     let mut server = Server::new(db, stack, handles, nic, disk);
@@ -97,7 +103,9 @@ fn serve(boot: &BootPage<'_>, heap: usize, mut disk: impl Disk) -> ! {
 
 /// A wait in the idle port's unit, which keeps its greatest value for "for ever".
 fn micros(wait: Duration) -> u32 {
-    u32::try_from(wait.as_micros()).unwrap_or(abi::IDLE_FOREVER - 1).min(abi::IDLE_FOREVER - 1)
+    u32::try_from(wait.as_micros())
+        .unwrap_or(abi::IDLE_FOREVER - 1)
+        .min(abi::IDLE_FOREVER - 1)
 }
 
 fn say(text: core::fmt::Arguments<'_>) {

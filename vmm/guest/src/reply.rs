@@ -16,7 +16,12 @@ impl<'a> Reply<'a> {
     /// A reply of at most `most` bytes.
     pub fn new(out: &'a mut Vec<u8>, most: usize) -> Self {
         let start = out.len();
-        Reply { out, start, end_max: start + most, is_too_long: false }
+        Reply {
+            out,
+            start,
+            end_max: start + most,
+            is_too_long: false,
+        }
     }
 
     /// `+OK`.
@@ -81,7 +86,9 @@ impl<'a> Reply<'a> {
     pub fn finish(mut self) {
         if self.is_too_long {
             self.retract();
-            self.error(format_args!("OOM the reply is longer than the memory left for it"));
+            self.error(format_args!(
+                "OOM the reply is longer than the memory left for it"
+            ));
         }
     }
 

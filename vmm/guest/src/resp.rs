@@ -88,18 +88,27 @@ impl<'a> Arguments<'a> {
 
     /// One of them; empty if there are not so many.
     pub fn at(&self, index: usize) -> &'a [u8] {
-        self.ranges.get(index).map_or(&[], |range| &self.bytes[range.start as usize..range.end as usize])
+        self.ranges
+            .get(index)
+            .map_or(&[], |range| &self.bytes[range.start as usize..range.end as usize])
     }
 
     /// All from one on.
     pub fn from(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let Arguments { bytes, ranges } = *self;
-        ranges.get(index..).unwrap_or(&[]).iter().map(|range| &bytes[range.start as usize..range.end as usize])
+        ranges
+            .get(index..)
+            .unwrap_or(&[])
+            .iter()
+            .map(|range| &bytes[range.start as usize..range.end as usize])
     }
 
     /// Bytes of all arguments together.
     pub fn total(&self) -> usize {
-        self.ranges.iter().map(|range| (range.end - range.start) as usize).sum()
+        self.ranges
+            .iter()
+            .map(|range| (range.end - range.start) as usize)
+            .sum()
     }
 }
 
@@ -151,7 +160,7 @@ impl Parser {
             State::Bulk { missing, .. } if !self.oversized => missing,
             _ => 0,
         };
-        (READ_AHEAD + self.at + missing).saturating_sub(self.buffer.len() - self.start)
+        (READ_AHEAD + self.at + missing.max(self.searched)).saturating_sub(self.buffer.len() - self.start)
     }
 
     /// Bytes of memory held.
@@ -190,8 +199,15 @@ impl Parser {
 
     /// The command that lies ready.
     pub fn arguments(&self) -> Arguments<'_> {
-        let bytes = if self.is_inline { &self.inline[..] } else { &self.buffer[self.start..] };
-        Arguments { bytes, ranges: &self.arguments }
+        let bytes = if self.is_inline {
+            &self.inline[..]
+        } else {
+            &self.buffer[self.start..]
+        };
+        Arguments {
+            bytes,
+            ranges: &self.arguments,
+        }
     }
 
     /// Forgets the command that lies ready.
@@ -222,11 +238,15 @@ impl Parser {
     }
 
     fn start_command(&mut self) -> Result<bool, ProtocolError> {
-        let Some(&first) = self.buffer.get(self.start) else { return Ok(false) };
+        let Some(&first) = self.buffer.get(self.start) else {
+            return Ok(false);
+        };
         if first != b'*' {
             return self.read_inline();
         }
-        let Some(line) = self.line(ProtocolError::LongMultibulkLine)? else { return Ok(false) };
+        let Some(line) = self.line(ProtocolError::LongMultibulkLine)? else {
+            return Ok(false);
+        };
         let count = number(&self.buffer[line.start + 1..line.end]).ok_or(ProtocolError::MultibulkLength)?;
         if count > ARGUMENTS_MAX as i64 {
             return Err(ProtocolError::MultibulkLength);
@@ -241,7 +261,9 @@ impl Parser {
     }
 
     fn read_inline(&mut self) -> Result<bool, ProtocolError> {
-        let Some(line) = self.line(ProtocolError::LongInline)? else { return Ok(false) };
+        let Some(line) = self.line(ProtocolError::LongInline)? else {
+            return Ok(false);
+        };
         self.inline.clear();
         inline::split(&self.buffer[line], &mut self.inline, &mut self.arguments)
             .map_err(|inline::Unbalanced| ProtocolError::UnbalancedQuotes)?;
@@ -255,18 +277,22 @@ impl Parser {
     }
 
     fn read_length(&mut self, left: usize, spare: usize) -> Result<bool, ProtocolError> {
-        let Some(&first) = self.buffer.get(self.start + self.at) else { return Ok(false) };
+        let Some(&first) = self.buffer.get(self.start + self.at) else {
+            return Ok(false);
+        };
         if first != b'$' {
             return Err(ProtocolError::ExpectedBulk(first));
         }
-        let Some(line) = self.line(ProtocolError::LongBulkLine)? else { return Ok(false) };
+        let Some(line) = self.line(ProtocolError::LongBulkLine)? else {
+            return Ok(false);
+        };
         let length = number(&self.buffer[line.start + 1..line.end]).ok_or(ProtocolError::BulkLength)?;
         if !(0..=VALUE_MAX as i64).contains(&length) {
             return Err(ProtocolError::BulkLength);
         }
         let length = length as usize;
         self.total += length;
-        if self.total > COMMAND_MAX || self.at + length > READ_AHEAD.max(spare) {
+        if self.total > COMMAND_MAX || self.at + length > spare.max(READ_AHEAD) {
             self.oversized = true;
             self.arguments.clear();
         }
@@ -280,7 +306,10 @@ impl Parser {
                 self.buffer.reserve_exact(more + READ_AHEAD);
             }
         }
-        self.state = State::Bulk { left, missing: length + 2 };
+        self.state = State::Bulk {
+            left,
+            missing: length + 2,
+        };
         Ok(true)
     }
 
@@ -292,7 +321,10 @@ impl Parser {
         }
         if here < missing {
             // `room` counts from `at`, so what is missing shrinks along with it.
-            self.state = State::Bulk { left, missing: missing - here };
+            self.state = State::Bulk {
+                left,
+                missing: missing - here,
+            };
             return false;
         }
         self.state = State::Length { left: left - 1 };
@@ -315,7 +347,11 @@ impl Parser {
         let rest = &self.buffer[from..];
         let Some(end) = rest[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = rest.len();
-            return if rest.len() > LINE_MAX { Err(too_long) } else { Ok(None) };
+            return if rest.len() > LINE_MAX {
+                Err(too_long)
+            } else {
+                Ok(None)
+            };
         };
         let end = self.searched + end;
         if end > LINE_MAX {
@@ -323,7 +359,11 @@ impl Parser {
         }
         self.searched = 0;
         self.at += end + 1;
-        let bare = if rest[..end].last() == Some(&b'\r') { end - 1 } else { end };
+        let bare = if rest[..end].last() == Some(&b'\r') {
+            end - 1
+        } else {
+            end
+        };
         Ok(Some(from..from + bare))
     }
 }
@@ -344,7 +384,11 @@ pub fn number(text: &[u8]) -> Option<i64> {
         }
         let digit = i64::from(digit - b'0');
         value = value.checked_mul(10)?;
-        value = if negative { value.checked_sub(digit)? } else { value.checked_add(digit)? };
+        value = if negative {
+            value.checked_sub(digit)?
+        } else {
+            value.checked_add(digit)?
+        };
     }
     (!negative || value != 0).then_some(value)
 }

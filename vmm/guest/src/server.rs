@@ -18,6 +18,8 @@ use crate::units::Time;
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 /// How long a connection that we ended may take to end on the other side.
 const LINGER_MAX: Duration = Duration::from_secs(5);
+/// Rounds in a row after which the VMM gets a window, whatever there is to do: some things come only in windows.
+const ROUNDS_MAX: u32 = 8;
 
 /// What the main loop is to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Server<N, D> {
     excess: usize,
     next_sweep: Time,
     failed: bool,
+    /// Rounds since the last wait.
+    rounds: u32,
 }
 
 /// What the connections wait for after a round.
@@ -63,8 +67,21 @@ struct Waiting {
 impl<N: Nic, D: Disk> Server<N, D> {
     /// A server on a stack whose sockets all listen.
     pub fn new(db: Db, stack: Stack, handles: Vec<SocketHandle>, nic: N, disk: D) -> Self {
-        let slots = handles.into_iter().map(|handle| (handle, Slot::Listening)).collect();
-        Server { db, stack, nic, disk, slots, excess: 0, next_sweep: Time::ZERO, failed: false }
+        let slots = handles
+            .into_iter()
+            .map(|handle| (handle, Slot::Listening))
+            .collect();
+        Server {
+            db,
+            stack,
+            nic,
+            disk,
+            slots,
+            excess: 0,
+            next_sweep: Time::ZERO,
+            failed: false,
+            rounds: 0,
+        }
     }
 
     /// One round.
@@ -93,7 +110,9 @@ impl<N: Nic, D: Disk> Server<N, D> {
         let mut waiting = Waiting::default();
         for (handle, slot) in &mut self.slots {
             let socket = self.stack.socket(*handle);
-            if matches!(slot, Slot::Listening) && !matches!(socket.state(), State::Listen | State::SynReceived) {
+            if matches!(slot, Slot::Listening)
+                && !matches!(socket.state(), State::Listen | State::SynReceived)
+            {
                 self.db.accepted += 1;
                 self.db.clients += 1;
                 *slot = Slot::Open(Conn::new(self.db.accepted));
@@ -128,7 +147,8 @@ impl<N: Nic, D: Disk> Server<N, D> {
     /// Gives the sockets what may leave. True if a client that had stalled on its replies can go on.
     fn send(&mut self) -> bool {
         let durable = self.db.log.durable();
-        let has_failed = self.db.log.readiness() == Readiness::Failed && !core::mem::replace(&mut self.failed, true);
+        let has_failed =
+            self.db.log.readiness() == Readiness::Failed && !core::mem::replace(&mut self.failed, true);
         let mut can_go_on = false;
         for (handle, slot) in &mut self.slots {
             let socket = self.stack.socket(*handle);
@@ -177,8 +197,14 @@ impl<N: Nic, D: Disk> Server<N, D> {
         }
         let log_is_ready = waiting.log && self.db.log.readiness() != Readiness::Later;
         if waiting.nothing || log_is_ready || self.nic.has_frames() || self.disk.has_done() {
-            return Next::Again;
+            self.rounds += 1;
+            if self.rounds < ROUNDS_MAX {
+                return Next::Again;
+            }
+            self.rounds = 0;
+            return Next::Wait(Some(Duration::ZERO));
         }
+        self.rounds = 0;
         let sweep = (self.db.store.expiring() > 0).then(|| self.next_sweep.since(self.db.now));
         let wait = self.stack.wait();
         Next::Wait(match (wait, sweep) {

@@ -51,7 +51,13 @@ pub struct Stack {
 
 impl Stack {
     /// A stack with so many sockets, all listening.
-    pub fn new(nic: &mut impl Nic, line: &Cmdline, seed: u64, sockets: usize, now: Time) -> (Self, Vec<SocketHandle>) {
+    pub fn new(
+        nic: &mut impl Nic,
+        line: &Cmdline,
+        seed: u64,
+        sockets: usize,
+        now: Time,
+    ) -> (Self, Vec<SocketHandle>) {
         let mut config = Config::new(EthernetAddress(nic.mac()).into());
         config.random_seed = seed;
         let mut interface = Interface::new(config, nic, instant(now, Duration::ZERO));
@@ -105,7 +111,9 @@ impl Stack {
     /// Receives every frame that has arrived.
     pub fn receive(&mut self, nic: &mut impl Nic) {
         let now = self.instant();
-        while self.interface.poll_ingress_single(now, nic, &mut self.sockets) != PollIngressSingleResult::None {}
+        while self.interface.poll_ingress_single(now, nic, &mut self.sockets) != PollIngressSingleResult::None
+        {
+        }
     }
 
     /// Hands every frame that can be sent to the card.

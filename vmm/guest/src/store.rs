@@ -110,11 +110,18 @@ impl Store {
     /// The keys after one, or all.
     pub fn after(&self, key: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &Entry)> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
-        self.entries.range::<[u8], _>((from, Bound::Unbounded)).map(|(key, entry)| (&**key, entry))
+        self.entries
+            .range::<[u8], _>((from, Bound::Unbounded))
+            .map(|(key, entry)| (&**key, entry))
     }
 
     /// Among the `most` keys after `from`: one whose time is over, and the last key that was looked at.
-    pub fn find_over(&self, from: Option<&[u8]>, most: usize, now: Time) -> (Option<Box<[u8]>>, Option<Box<[u8]>>) {
+    pub fn find_over(
+        &self,
+        from: Option<&[u8]>,
+        most: usize,
+        now: Time,
+    ) -> (Option<Box<[u8]>>, Option<Box<[u8]>>) {
         let mut last = None;
         for (key, entry) in self.after(from).take(most) {
             if entry.is_over(now) {
@@ -150,14 +157,21 @@ impl Store {
                 }
             }
             Op::Clear => {
-                *self = Store { gone: group, ..Store::default() };
+                *self = Store {
+                    gone: group,
+                    ..Store::default()
+                };
             }
         }
     }
 
     /// Moves every expiry, because the clock that it was set by is not the clock of now.
     pub fn rebase(&mut self, then: Time, now: Time) {
-        for entry in self.entries.values_mut().filter(|entry| entry.expires != Time::ZERO) {
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.expires != Time::ZERO)
+        {
             entry.expires = now.after(entry.expires.since(then)).max(Time::from_nanos(1));
         }
     }
@@ -175,7 +189,11 @@ impl Store {
             self.expiring += usize::from(entry.expires != Time::ZERO);
             return;
         }
-        let mut entry = Entry { value: Vec::new(), expires: Time::ZERO, group };
+        let mut entry = Entry {
+            value: Vec::new(),
+            expires: Time::ZERO,
+            group,
+        };
         change(&mut entry);
         self.memory += entry.memory(key);
         self.encoded += entry.encoded(key);
@@ -203,11 +221,26 @@ mod tests {
         let mut store = Store::new();
         store.apply(&put(b"a", b"1", Time::from_nanos(9)), Group::ZERO);
         store.apply(&put(b"a", b"longer", Time::ZERO), Group::ZERO);
-        store.apply(&Op::Append { key: b"b", tail: b"xyz" }, Group::ZERO);
-        store.apply(&Op::Expire { key: b"b", expires: Time::from_nanos(5) }, Group::ZERO);
+        store.apply(
+            &Op::Append {
+                key: b"b",
+                tail: b"xyz",
+            },
+            Group::ZERO,
+        );
+        store.apply(
+            &Op::Expire {
+                key: b"b",
+                expires: Time::from_nanos(5),
+            },
+            Group::ZERO,
+        );
         store.apply(&Op::Delete { key: b"a" }, Group::ZERO);
         store.apply(&Op::Delete { key: b"b" }, Group::ZERO);
-        assert_eq!((store.len(), store.memory(), store.encoded(), store.expiring()), (0, 0, 0, 0));
+        assert_eq!(
+            (store.len(), store.memory(), store.encoded(), store.expiring()),
+            (0, 0, 0, 0)
+        );
     }
 
     #[test]
@@ -216,7 +249,10 @@ mod tests {
         store.apply(&put(b"a", b"1", Time::from_nanos(10)), Group::ZERO);
         assert!(store.get(b"a", Time::from_nanos(9)).is_some());
         assert!(store.get(b"a", Time::from_nanos(10)).is_none());
-        assert_eq!(store.find_over(None, 8, Time::from_nanos(10)).0.as_deref(), Some(&b"a"[..]));
+        assert_eq!(
+            store.find_over(None, 8, Time::from_nanos(10)).0.as_deref(),
+            Some(&b"a"[..])
+        );
     }
 
     #[test]
@@ -224,6 +260,9 @@ mod tests {
         let mut store = Store::new();
         store.apply(&put(b"a", b"1", Time::from_nanos(1000)), Group::ZERO);
         store.rebase(Time::from_nanos(900), Time::from_nanos(5));
-        assert_eq!(store.get(b"a", Time::from_nanos(6)).unwrap().expires(), Time::from_nanos(105));
+        assert_eq!(
+            store.get(b"a", Time::from_nanos(6)).unwrap().expires(),
+            Time::from_nanos(105)
+        );
     }
 }

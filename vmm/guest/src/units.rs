@@ -22,7 +22,10 @@ impl Time {
 
     /// Later by so much; the end of time if that is not reached.
     pub fn after(self, duration: Duration) -> Self {
-        Time(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Time(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// How long ago `earlier` was; nothing if it is still to come.

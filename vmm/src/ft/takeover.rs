@@ -46,17 +46,6 @@ pub enum Settled {
     Stopped,
 }
 
-/// Why no verdict can ever come.
-#[derive(Debug, thiserror::Error)]
-pub enum TakeoverError {
-    /// The arbiter is reachable and cannot serve.
-    #[error("The arbiter cannot decide who lives, so this host stops")]
-    Arbiter(#[source] ClaimError),
-    /// The arbiter granted what was not claimed.
-    #[error(transparent)]
-    Verdict(#[from] VerdictFault),
-}
-
 /// This host's place at the arbiter.
 pub struct Seat {
     /// The connection to it.
@@ -80,13 +69,13 @@ impl Seat {
 /// Claims until there is a verdict, and waits until it may be carried out. `on_deed` is told each step.
 ///
 /// # Errors
-/// When there will never be a verdict.
+/// When the arbiter granted what was not claimed.
 pub fn settle(
     claimant: &mut impl Claimant,
     seat: &mut Seat,
     mut on_deed: impl FnMut(&Deed),
     is_stopped: impl Fn() -> bool,
-) -> Result<Settled, TakeoverError> {
+) -> Result<Settled, VerdictFault> {
     loop {
         if is_stopped() {
             return Ok(Settled::Stopped);
@@ -100,16 +89,29 @@ pub fn settle(
         match deed {
             Deed::Claim { expected } => match seat.claim(expected) {
                 Ok(verdict) => claimant.handle_verdict(verdict)?,
-                Err(error) if !error.is_fatal() => {
-                    tracing::warn!(%error, "The arbiter cannot be asked; nothing leaves this host until it can");
+                // Even an error that only a person can heal is waited for: ending here would throw the replica away.
+                Err(error) => {
+                    let why = causes(&error);
+                    tracing::warn!(%why, "The arbiter gives no verdict; nothing leaves this host until it does");
                     claimant.handle_claim_failed(boottime());
                 }
-                Err(error) => return Err(TakeoverError::Arbiter(error)),
             },
             Deed::Promote { term } => return Ok(Settled::Lives(term)),
             Deed::Halt { by, term } => return Ok(Settled::Halts { by, term }),
         }
     }
+}
+
+/// The error and its causes in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
 }
 
 macro_rules! claimant {

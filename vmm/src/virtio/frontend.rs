@@ -46,6 +46,8 @@ pub enum FrontendError {
 pub struct FrontEnd {
     frontend: Frontend,
     has_protocol_features: bool,
+    /// Whether the device process has the queues now.
+    active: bool,
 }
 
 impl std::fmt::Debug for FrontEnd {
@@ -77,7 +79,7 @@ impl FrontEnd {
                 .map_err(|source| FrontendError::Request { what: "take protocol features", source: source.into() })?;
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        Ok(Self { frontend, has_protocol_features })
+        Ok(Self { frontend, has_protocol_features, active: false })
     }
 
     /// Hands over memory, features and queues of a device whose driver is ready.
@@ -97,6 +99,7 @@ impl FrontEnd {
         for (index, ring) in rings.iter().enumerate().filter(|(_, ring)| ring.queue().ready()) {
             self.set_ring(memory, index, ring)?;
         }
+        self.active = true;
         Ok(())
     }
 
@@ -105,7 +108,8 @@ impl FrontEnd {
     /// # Errors
     /// When the device process refuses.
     pub fn deactivate(&mut self, rings: usize) -> Result<(), FrontendError> {
-        if !self.has_protocol_features {
+        // Every driver resets its device before it uses it; then there is nothing to take back.
+        if !std::mem::take(&mut self.active) || !self.has_protocol_features {
             return Ok(());
         }
         for index in 0..rings {

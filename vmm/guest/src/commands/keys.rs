@@ -38,7 +38,9 @@ pub(super) fn kind(call: &mut Call<'_>) -> Result {
 }
 
 pub(super) fn ttl(call: &mut Call<'_>) -> Result {
-    remaining(call, |left| i64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(i64::MAX))
+    remaining(call, |left| {
+        i64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
+    })
 }
 
 pub(super) fn pttl(call: &mut Call<'_>) -> Result {
@@ -90,7 +92,10 @@ pub(super) fn persist(call: &mut Call<'_>) -> Result {
     let entry = look(&call.db.store, key, call.db.now, &mut call.needs);
     let expires = entry.is_some_and(|entry| entry.expires() != Time::ZERO);
     if expires {
-        call.change(&Op::Expire { key, expires: Time::ZERO });
+        call.change(&Op::Expire {
+            key,
+            expires: Time::ZERO,
+        });
     }
     call.reply.integer(i64::from(expires));
     Ok(())
@@ -134,7 +139,11 @@ pub(super) fn scan(call: &mut Call<'_>) -> Result {
 fn list(call: &mut Call<'_>, pattern: &[u8]) {
     call.depend_on_all();
     let (store, now) = (&call.db.store, call.db.now);
-    let listed = || store.after(None).filter(|(key, entry)| !entry.is_over(now) && glob::matches(pattern, key));
+    let listed = || {
+        store
+            .after(None)
+            .filter(|(key, entry)| !entry.is_over(now) && glob::matches(pattern, key))
+    };
     call.reply.array(listed().count());
     listed().for_each(|(key, _)| call.reply.bulk(key));
 }

@@ -66,7 +66,11 @@ pub(super) fn time(call: &mut Call<'_>) -> Result {
 pub(super) fn hello(call: &mut Call<'_>) -> Result {
     if call.arguments.len() > 1 {
         match number(call.at(1)) {
-            None => return Err(Refusal::Other("ERR Protocol version is not an integer or out of range")),
+            None => {
+                return Err(Refusal::Other(
+                    "ERR Protocol version is not an integer or out of range",
+                ));
+            }
             Some(2) => (),
             Some(_) => return Err(Refusal::Other("NOPROTO unsupported protocol version")),
         }
@@ -100,7 +104,9 @@ pub(super) fn client(call: &mut Call<'_>) -> Result {
         call.reply.ok();
     } else if call.is(1, "setname") && count == 3 {
         if call.at(2).iter().any(|byte| !(b'!'..=b'~').contains(byte)) || call.at(2).len() > 64 {
-            return Err(Refusal::Other("ERR Client names cannot contain spaces, newlines or special characters."));
+            return Err(Refusal::Other(
+                "ERR Client names cannot contain spaces, newlines or special characters.",
+            ));
         }
         call.session.name = call.at(2).into();
         call.reply.ok();
@@ -123,7 +129,9 @@ pub(super) fn config(call: &mut Call<'_>) -> Result {
         return Ok(());
     }
     if call.is(1, "set") {
-        return Err(Refusal::Other("ERR CONFIG SET failed - the configuration is fixed at power-on"));
+        return Err(Refusal::Other(
+            "ERR CONFIG SET failed - the configuration is fixed at power-on",
+        ));
     }
     if !call.is(1, "get") {
         return Err(Refusal::UnknownSubcommand);
@@ -142,8 +150,13 @@ pub(super) fn config(call: &mut Call<'_>) -> Result {
         ("maxmemory-policy", "noeviction"),
     ];
     let arguments = call.arguments;
-    let is_asked = |name: &str| arguments.from(2).any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()));
-    call.reply.array(2 * parameters.iter().filter(|(name, _)| is_asked(name)).count());
+    let is_asked = |name: &str| {
+        arguments
+            .from(2)
+            .any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
+    };
+    call.reply
+        .array(2 * parameters.iter().filter(|(name, _)| is_asked(name)).count());
     for (name, value) in parameters.iter().filter(|(name, _)| is_asked(name)) {
         call.reply.bulk(name.as_bytes());
         call.reply.bulk(value.as_bytes());
@@ -184,7 +197,11 @@ fn describe(call: &mut Call<'_>, name: &str) {
     call.reply.bulk(spec.name.as_bytes());
     call.reply.integer(i64::from(spec.arity));
     call.reply.array(1);
-    call.reply.simple(if spec.effect == Effect::Reads { "readonly" } else { "write" });
+    call.reply.simple(if spec.effect == Effect::Reads {
+        "readonly"
+    } else {
+        "write"
+    });
     [0, 0, 0].into_iter().for_each(|place| call.reply.integer(place));
 }
 
@@ -207,13 +224,22 @@ pub(super) fn info(call: &mut Call<'_>) -> Result {
         db.store.memory(),
         db.memory.store_max,
         (db.memory.free)(),
-        if db.log.readiness() == crate::log::Readiness::Failed { "err" } else { "ok" },
+        if db.log.readiness() == crate::log::Readiness::Failed {
+            "err"
+        } else {
+            "ok"
+        },
         db.log.compactions(),
         db.accepted,
         db.executed,
     );
     if !db.store.is_empty() {
-        let _ = write!(text, "db0:keys={},expires={},avg_ttl=0\r\n", db.store.len(), db.store.expiring());
+        let _ = write!(
+            text,
+            "db0:keys={},expires={},avg_ttl=0\r\n",
+            db.store.len(),
+            db.store.expiring()
+        );
     }
     call.reply.bulk(text.as_bytes());
     Ok(())
@@ -224,7 +250,9 @@ pub(super) fn debug(call: &mut Call<'_>) -> Result {
     if !call.is(1, "hash") || call.arguments.len() != 3 {
         return Err(Refusal::UnknownSubcommand);
     }
-    let rounds = number(call.at(2)).and_then(|rounds| u64::try_from(rounds).ok()).ok_or(Refusal::NotAnInteger)?;
+    let rounds = number(call.at(2))
+        .and_then(|rounds| u64::try_from(rounds).ok())
+        .ok_or(Refusal::NotAnInteger)?;
     if rounds > HASH_ROUNDS_MAX {
         return Err(Refusal::Other("ERR too many rounds"));
     }
@@ -237,7 +265,9 @@ pub(super) fn debug(call: &mut Call<'_>) -> Result {
 
 pub(super) fn shutdown(call: &mut Call<'_>) -> Result {
     let known = call.arguments.from(1).all(|word| {
-        [&b"nosave"[..], b"save", b"now", b"force"].iter().any(|known| word.eq_ignore_ascii_case(known))
+        [&b"nosave"[..], b"save", b"now", b"force"]
+            .iter()
+            .any(|known| word.eq_ignore_ascii_case(known))
     });
     if !known {
         return Err(Refusal::Syntax);

@@ -44,7 +44,13 @@ pub(super) fn getrange(call: &mut Call<'_>) -> Result {
     let entry = look(&call.db.store, call.at(1), call.db.now, &mut call.needs);
     let value = entry.map_or(&[][..], |entry| entry.value());
     // Negative places count from the end.
-    let place = |at: i64| if at < 0 { at.saturating_add(value.len() as i64) } else { at };
+    let place = |at: i64| {
+        if at < 0 {
+            at.saturating_add(value.len() as i64)
+        } else {
+            at
+        }
+    };
     let first = place(first).clamp(0, value.len() as i64) as usize;
     let end = place(last).saturating_add(1).clamp(0, value.len() as i64) as usize;
     call.reply.bulk(value.get(first..end).unwrap_or(&[]));
@@ -80,7 +86,11 @@ pub(super) fn set(call: &mut Call<'_>) -> Result {
         None if options.keep_ttl => old_expires,
         None => Time::ZERO,
     };
-    call.change(&Op::Put { key, value: call.at(2), expires });
+    call.change(&Op::Put {
+        key,
+        value: call.at(2),
+        expires,
+    });
     if !options.get {
         call.reply.ok();
     }
@@ -122,15 +132,24 @@ fn set_options(call: &Call<'_>) -> core::result::Result<SetOptions, Refusal> {
 
 fn lifetime(text: &[u8], millis_per_unit: i64) -> core::result::Result<Duration, Refusal> {
     let units = number(text).ok_or(Refusal::NotAnInteger)?;
-    let millis = units.checked_mul(millis_per_unit).and_then(|millis| u64::try_from(millis).ok());
-    millis.filter(|&millis| millis > 0).map(Duration::from_millis).ok_or(Refusal::InvalidExpire)
+    let millis = units
+        .checked_mul(millis_per_unit)
+        .and_then(|millis| u64::try_from(millis).ok());
+    millis
+        .filter(|&millis| millis > 0)
+        .map(Duration::from_millis)
+        .ok_or(Refusal::InvalidExpire)
 }
 
 pub(super) fn setnx(call: &mut Call<'_>) -> Result {
     let key = checked_key(call.at(1))?;
     let is_there = look(&call.db.store, key, call.db.now, &mut call.needs).is_some();
     if !is_there {
-        call.change(&Op::Put { key, value: call.at(2), expires: Time::ZERO });
+        call.change(&Op::Put {
+            key,
+            value: call.at(2),
+            expires: Time::ZERO,
+        });
     }
     call.reply.integer(i64::from(!is_there));
     Ok(())
@@ -147,7 +166,11 @@ pub(super) fn psetex(call: &mut Call<'_>) -> Result {
 fn set_for(call: &mut Call<'_>, millis_per_unit: i64) -> Result {
     let key = checked_key(call.at(1))?;
     let expires = call.db.now.after(lifetime(call.at(2), millis_per_unit)?);
-    call.change(&Op::Put { key, value: call.at(3), expires });
+    call.change(&Op::Put {
+        key,
+        value: call.at(3),
+        expires,
+    });
     call.reply.ok();
     Ok(())
 }
@@ -155,7 +178,11 @@ fn set_for(call: &mut Call<'_>, millis_per_unit: i64) -> Result {
 pub(super) fn getset(call: &mut Call<'_>) -> Result {
     let key = checked_key(call.at(1))?;
     write_value(call, key);
-    call.change(&Op::Put { key, value: call.at(2), expires: Time::ZERO });
+    call.change(&Op::Put {
+        key,
+        value: call.at(2),
+        expires: Time::ZERO,
+    });
     Ok(())
 }
 
@@ -191,13 +218,20 @@ fn check_pairs(call: &Call<'_>) -> Result {
     if call.arguments.len().is_multiple_of(2) {
         return Err(Refusal::Arity);
     }
-    call.arguments.from(1).step_by(2).try_for_each(|key| checked_key(key).map(drop))
+    call.arguments
+        .from(1)
+        .step_by(2)
+        .try_for_each(|key| checked_key(key).map(drop))
 }
 
 fn put_pairs(call: &mut Call<'_>) {
     for pair in (1..call.arguments.len()).step_by(2) {
         let (key, value) = (call.at(pair), call.at(pair + 1));
-        call.change(&Op::Put { key, value, expires: Time::ZERO });
+        call.change(&Op::Put {
+            key,
+            value,
+            expires: Time::ZERO,
+        });
     }
 }
 
@@ -213,7 +247,11 @@ pub(super) fn append(call: &mut Call<'_>) -> Result {
         call.change(&Op::Append { key, tail });
     } else {
         // Not an append: a key whose time is over may still lie there.
-        call.change(&Op::Put { key, value: tail, expires: Time::ZERO });
+        call.change(&Op::Put {
+            key,
+            value: tail,
+            expires: Time::ZERO,
+        });
     }
     call.reply.count(len + tail.len());
     Ok(())
@@ -233,25 +271,40 @@ pub(super) fn incrby(call: &mut Call<'_>) -> Result {
 
 pub(super) fn decrby(call: &mut Call<'_>) -> Result {
     let by = number(call.at(2)).ok_or(Refusal::NotAnInteger)?;
-    add(call, by.checked_neg().ok_or(Refusal::Other("ERR decrement would overflow"))?)
+    add(
+        call,
+        by.checked_neg()
+            .ok_or(Refusal::Other("ERR decrement would overflow"))?,
+    )
 }
 
 fn add(call: &mut Call<'_>, by: i64) -> Result {
     let key = checked_key(call.at(1))?;
     let entry = look(&call.db.store, key, call.db.now, &mut call.needs);
     let (old, expires) = match entry {
-        Some(entry) => (number(entry.value()).ok_or(Refusal::NotAnInteger)?, entry.expires()),
+        Some(entry) => (
+            number(entry.value()).ok_or(Refusal::NotAnInteger)?,
+            entry.expires(),
+        ),
         None => (0, Time::ZERO),
     };
     let new = old.checked_add(by).ok_or(Refusal::Overflow)?;
     let mut text = alloc::string::String::new();
     // Writing to memory cannot fail.
     let _ = write!(text, "{new}");
-    call.change(&Op::Put { key, value: text.as_bytes(), expires });
+    call.change(&Op::Put {
+        key,
+        value: text.as_bytes(),
+        expires,
+    });
     call.reply.integer(new);
     Ok(())
 }
 
 fn checked_key(key: &[u8]) -> core::result::Result<&[u8], Refusal> {
-    if key.len() > KEY_MAX { Err(Refusal::LongKey) } else { Ok(key) }
+    if key.len() > KEY_MAX {
+        Err(Refusal::LongKey)
+    } else {
+        Ok(key)
+    }
 }

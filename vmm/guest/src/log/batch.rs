@@ -29,7 +29,11 @@ pub(super) struct Link {
 impl Link {
     /// The link of the batch that follows one with this checksum.
     pub(super) fn next(self, check: u64) -> Link {
-        Link { sequence: self.sequence + 1, previous: check, ..self }
+        Link {
+            sequence: self.sequence + 1,
+            previous: check,
+            ..self
+        }
     }
 }
 
@@ -84,10 +88,16 @@ pub(super) fn seal(buffer: &mut Vec<u8>, link: Link, time: Time) -> u64 {
 
 /// Opens the batch at the front of `bytes`, if it is the one with this link. The bytes are changed and changed back.
 pub(super) fn open(bytes: &mut [u8], link: Link) -> Result<Opened, NoBatch> {
-    let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else { return Err(NoBatch::Needs(HEAD_BYTES)) };
+    let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
+        return Err(NoBatch::Needs(HEAD_BYTES));
+    };
     let long = |at: usize| u64::from_le_bytes(core::array::from_fn(|byte| head[at + byte]));
     let word = |at: usize| u32::from_le_bytes(core::array::from_fn(|byte| head[at + byte]));
-    let found = Link { generation: long(8), sequence: long(16), previous: long(24) };
+    let found = Link {
+        generation: long(8),
+        sequence: long(16),
+        previous: long(24),
+    };
     let len = HEAD_BYTES + word(4) as usize;
     if word(0) != MAGIC || found != link || len > BATCH_MAX {
         return Err(NoBatch::Other);
@@ -103,5 +113,10 @@ pub(super) fn open(bytes: &mut [u8], link: Link) -> Result<Opened, NoBatch> {
     if !right {
         return Err(NoBatch::Other);
     }
-    Ok(Opened { changes: HEAD_BYTES..len, time, check, bytes: total })
+    Ok(Opened {
+        changes: HEAD_BYTES..len,
+        time,
+        check,
+        bytes: total,
+    })
 }

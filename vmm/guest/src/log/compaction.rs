@@ -51,10 +51,26 @@ pub(super) struct Compaction {
 impl Compaction {
     /// Begins one that makes `group` durable.
     pub(super) fn new(layout: Layout, generation: u64, nonce: u64, group: Group) -> Self {
-        let superblock = Superblock { generation, nonce, batches: 0 };
+        let superblock = Superblock {
+            generation,
+            nonce,
+            batches: 0,
+        };
         let (sector, end) = layout.area(generation);
-        let tail = Tail { sector, end, link: superblock.first_link() };
-        Compaction { superblock, tail, group, stage: Stage::Snapshot, cursor: None, busy: false, buffer: Vec::new() }
+        let tail = Tail {
+            sector,
+            end,
+            link: superblock.first_link(),
+        };
+        Compaction {
+            superblock,
+            tail,
+            group,
+            stage: Stage::Snapshot,
+            cursor: None,
+            busy: false,
+            buffer: Vec::new(),
+        }
     }
 
     /// The request that was out is over.
@@ -78,13 +94,21 @@ impl Compaction {
             Stage::Superblock => {
                 self.superblock.batches = self.tail.link.sequence;
                 self.stage = Stage::FlushSuperblock;
-                Request::Write { sector: self.superblock.sector(), bytes: self.superblock.encode() }
+                Request::Write {
+                    sector: self.superblock.sector(),
+                    bytes: self.superblock.encode(),
+                }
             }
             Stage::FlushSuperblock => {
                 self.stage = Stage::Finished;
                 Request::Flush
             }
-            Stage::Finished => return Ok(Some(Finished { tail: self.tail, group: self.group })),
+            Stage::Finished => {
+                return Ok(Some(Finished {
+                    tail: self.tail,
+                    group: self.group,
+                }));
+            }
         };
         disk.submit(COMPACTION, request).map_err(|_| Failed)?;
         self.busy = true;
@@ -97,7 +121,12 @@ impl Compaction {
         batch::begin(&mut bytes);
         let mut last = None;
         for (key, entry) in store.after(self.cursor.as_deref()) {
-            Op::Put { key, value: entry.value(), expires: entry.expires() }.encode(&mut bytes);
+            Op::Put {
+                key,
+                value: entry.value(),
+                expires: entry.expires(),
+            }
+            .encode(&mut bytes);
             last = Some(key);
             if bytes.len() >= SNAPSHOT_BYTES {
                 break;

@@ -54,7 +54,12 @@ pub fn open(disk: &mut impl Disk, store: &mut Store, nonce: u64, now: Time) -> R
         None => format(disk, nonce)?,
     };
     let tail = replay(disk, layout, superblock, store, now)?;
-    Ok(Log::new(Phase::Serving(Serving::default()), Some(layout), tail, crate::prng::mix(nonce ^ superblock.nonce)))
+    Ok(Log::new(
+        Phase::Serving(Serving::default()),
+        Some(layout),
+        tail,
+        crate::prng::mix(nonce ^ superblock.nonce),
+    ))
 }
 
 /// The superblock that counts; none on a blank disk.
@@ -65,17 +70,33 @@ fn current(disk: &mut impl Disk, layout: Layout) -> Result<Option<Superblock>, O
         match Superblock::decode(&read(disk, sector, SECTOR_BYTES)?) {
             Slot::Blank => (),
             Slot::Foreign => foreign = true,
-            Slot::Valid(found) if best.is_none_or(|best| best.generation < found.generation) => best = Some(found),
+            Slot::Valid(found) if best.is_none_or(|best| best.generation < found.generation) => {
+                best = Some(found)
+            }
             Slot::Valid(_) => (),
         }
     }
     // One bad slot beside a good one is a compaction that was cut off; on its own it is somebody else's data.
-    if best.is_none() && foreign { Err(OpenError::Foreign) } else { Ok(best) }
+    if best.is_none() && foreign {
+        Err(OpenError::Foreign)
+    } else {
+        Ok(best)
+    }
 }
 
 fn format(disk: &mut impl Disk, nonce: u64) -> Result<Superblock, OpenError> {
-    let superblock = Superblock { generation: 1, nonce, batches: 0 };
-    perform(disk, Request::Write { sector: superblock.sector(), bytes: superblock.encode() })?;
+    let superblock = Superblock {
+        generation: 1,
+        nonce,
+        batches: 0,
+    };
+    perform(
+        disk,
+        Request::Write {
+            sector: superblock.sector(),
+            bytes: superblock.encode(),
+        },
+    )?;
     perform(disk, Request::Flush)?;
     Ok(superblock)
 }
@@ -88,8 +109,18 @@ fn replay(
     now: Time,
 ) -> Result<Tail, OpenError> {
     let (sector, end) = layout.area(superblock.generation);
-    let mut reader = Reader { disk: &mut *disk, sector, end, bytes: Vec::new(), start: 0 };
-    let mut tail = Tail { sector, end, link: superblock.first_link() };
+    let mut reader = Reader {
+        disk: &mut *disk,
+        sector,
+        end,
+        bytes: Vec::new(),
+        start: 0,
+    };
+    let mut tail = Tail {
+        sector,
+        end,
+        link: superblock.first_link(),
+    };
     let mut last = now;
     loop {
         let opened = match batch::open(&mut reader.bytes[reader.start..], tail.link) {
@@ -152,7 +183,13 @@ impl<D: Disk> Reader<'_, D> {
 }
 
 fn read(disk: &mut impl Disk, sector: u64, bytes: usize) -> Result<Vec<u8>, OpenError> {
-    Ok(perform(disk, Request::Read { sector, bytes: alloc::vec![0; bytes] })?)
+    Ok(perform(
+        disk,
+        Request::Read {
+            sector,
+            bytes: alloc::vec![0; bytes],
+        },
+    )?)
 }
 
 /// Does one request and waits for its end.

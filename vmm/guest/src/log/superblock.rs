@@ -48,7 +48,11 @@ impl Superblock {
 
     /// The link of the first batch.
     pub(super) fn first_link(&self) -> Link {
-        Link { generation: self.generation, sequence: 0, previous: self.nonce }
+        Link {
+            generation: self.generation,
+            sequence: 0,
+            previous: self.nonce,
+        }
     }
 
     /// The sector to write.
@@ -68,12 +72,18 @@ impl Superblock {
         if sector.iter().all(|&byte| byte == 0) {
             return Slot::Blank;
         }
-        let Some(fields) = sector.first_chunk::<48>() else { return Slot::Foreign };
+        let Some(fields) = sector.first_chunk::<48>() else {
+            return Slot::Foreign;
+        };
         let field = |at: usize| u64::from_le_bytes(core::array::from_fn(|byte| fields[8 * at + byte]));
         if field(0) != MAGIC || field(1) != VERSION || field(5) != xxh3_64(&fields[..40]) {
             return Slot::Foreign;
         }
-        Slot::Valid(Superblock { generation: field(2), nonce: field(3), batches: field(4) })
+        Slot::Valid(Superblock {
+            generation: field(2),
+            nonce: field(3),
+            batches: field(4),
+        })
     }
 }
 

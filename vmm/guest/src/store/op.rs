@@ -80,7 +80,8 @@ impl<'a> Op<'a> {
         if key_len > KEY_MAX || value_len > VALUE_MAX {
             return Err(Malformed);
         }
-        let expires = Time::from_nanos(u64::from(read_u32(&head[9..13])) | u64::from(read_u32(&head[13..17])) << 32);
+        let expires =
+            Time::from_nanos(u64::from(read_u32(&head[9..13])) | u64::from(read_u32(&head[13..17])) << 32);
         let (key, rest) = rest.split_at_checked(key_len).ok_or(Malformed)?;
         let (value, rest) = rest.split_at_checked(value_len).ok_or(Malformed)?;
         let op = match head[0] {
@@ -106,7 +107,10 @@ impl<'a> Op<'a> {
 }
 
 fn read_u32(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
 #[cfg(test)]

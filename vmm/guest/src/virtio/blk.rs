@@ -45,7 +45,14 @@ impl Blk {
         let sectors = transport.config_long(0);
         transport.ready();
         let tags = alloc::vec![None; usize::from(queue.size())];
-        Ok(Blk { transport, queue, sectors, tags, vain: Vec::new(), idle })
+        Ok(Blk {
+            transport,
+            queue,
+            sectors,
+            tags,
+            vain: Vec::new(),
+            idle,
+        })
     }
 
     /// Whether writes are refused.
@@ -60,7 +67,11 @@ impl Blk {
             None => (Vec::new(), second),
         };
         let ok = status.is_some_and(|status| status.first() == Some(&STATUS_OK));
-        Done { tag, result: if ok { Ok(()) } else { Err(DiskError) }, bytes }
+        Done {
+            tag,
+            result: if ok { Ok(()) } else { Err(DiskError) },
+            bytes,
+        }
     }
 }
 
@@ -79,12 +90,14 @@ impl Disk for Blk {
         }
         let status = Piece::for_device(alloc::vec![STATUS_UNSET]);
         let added = match request {
-            Request::Read { sector, bytes } => {
-                self.queue.add([header(TYPE_IN, sector), Piece::for_device(bytes), status]).ok()
-            }
-            Request::Write { sector, bytes } => {
-                self.queue.add([header(TYPE_OUT, sector), Piece::from_driver(bytes), status]).ok()
-            }
+            Request::Read { sector, bytes } => self
+                .queue
+                .add([header(TYPE_IN, sector), Piece::for_device(bytes), status])
+                .ok(),
+            Request::Write { sector, bytes } => self
+                .queue
+                .add([header(TYPE_OUT, sector), Piece::from_driver(bytes), status])
+                .ok(),
             Request::Flush if !self.needs_flush() => {
                 self.vain.push(tag);
                 return Ok(());
@@ -108,7 +121,11 @@ impl Disk for Blk {
 
     fn poll(&mut self) -> Option<Done> {
         if let Some(tag) = self.vain.pop() {
-            return Some(Done { tag, result: Ok(()), bytes: Vec::new() });
+            return Some(Done {
+                tag,
+                result: Ok(()),
+                bytes: Vec::new(),
+            });
         }
         loop {
             let finished = self.queue.pop()?;

@@ -62,7 +62,10 @@ impl fmt::Display for OpenError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::Absent => write!(out, "No virtio-mmio device answers"),
-            OpenError::OtherKind(id) => write!(out, "The virtio device has the id {id}, another kind was expected"),
+            OpenError::OtherKind(id) => write!(
+                out,
+                "The virtio device has the id {id}, another kind was expected"
+            ),
             OpenError::Features => write!(out, "The virtio device refuses the features of virtio 1"),
             OpenError::Queue(index) => write!(out, "The virtio device has no queue {index} to offer"),
             OpenError::Config => write!(out, "The virtio device's configuration makes no sense"),
@@ -143,7 +146,11 @@ impl Transport {
         if features & VERSION_1 == 0 || registers.read(STATUS) & STATUS_FEATURES_OK == 0 {
             return Err(OpenError::Features);
         }
-        Ok(Transport { registers, features, status })
+        Ok(Transport {
+            registers,
+            features,
+            status,
+        })
     }
 
     /// Whether a feature was settled on.
@@ -163,9 +170,11 @@ impl Transport {
         let queue = Queue::new(1 << offered.ilog2());
         registers.write(QUEUE_SIZE, u32::from(queue.size()));
         let places = queue.places();
-        for (offset, place) in
-            [(QUEUE_DESC, places.descriptors), (QUEUE_DRIVER, places.available), (QUEUE_DEVICE, places.used)]
-        {
+        for (offset, place) in [
+            (QUEUE_DESC, places.descriptors),
+            (QUEUE_DRIVER, places.available),
+            (QUEUE_DEVICE, places.used),
+        ] {
             registers.write(offset, place as u32);
             registers.write(offset + 4, (place >> 32) as u32);
         }

@@ -65,7 +65,10 @@ impl Net {
     /// Starts the card behind the registers. `mac` is used when the device names none.
     pub fn open(registers: Registers, mac: [u8; 6]) -> Result<Self, OpenError> {
         let mut transport = Transport::open(registers, Kind::Net, choose)?;
-        let mut rx = Rx { queue: transport.queue(RX_QUEUE, QUEUE_SIZE)?, merged: Vec::new() };
+        let mut rx = Rx {
+            queue: transport.queue(RX_QUEUE, QUEUE_SIZE)?,
+            merged: Vec::new(),
+        };
         let tx = Tx {
             queue: transport.queue(TX_QUEUE, QUEUE_SIZE)?,
             spare: Vec::new(),
@@ -83,11 +86,15 @@ impl Net {
         }
         rx.fill();
         transport.ready();
-        let mut net = Net { transport, rx, tx, mac };
+        let mut net = Net {
+            transport,
+            rx,
+            tx,
+            mac,
+        };
         net.kick();
         Ok(net)
     }
-
 }
 
 impl Nic for Net {
@@ -146,7 +153,8 @@ impl Rx {
                 Received::Merged
             };
             let bytes = received.bytes(&self.merged);
-            if bytes.len() > HEADER_BYTES && offload::is_whole(&bytes[..HEADER_BYTES], &bytes[HEADER_BYTES..]) {
+            if bytes.len() > HEADER_BYTES && offload::is_whole(&bytes[..HEADER_BYTES], &bytes[HEADER_BYTES..])
+            {
                 return Some(received);
             }
             self.finish(received);
@@ -158,7 +166,9 @@ impl Rx {
         self.merged.clear();
         self.merged.extend_from_slice(start);
         for _ in 0..more {
-            let Some((buffer, filled)) = self.queue.pop().and_then(first) else { return self.merged.clear() };
+            let Some((buffer, filled)) = self.queue.pop().and_then(first) else {
+                return self.merged.clear();
+            };
             if self.merged.len() + filled <= MERGED_FRAME_MAX {
                 self.merged.extend_from_slice(&buffer[..filled]);
             }
@@ -200,7 +210,9 @@ impl Tx {
     /// Takes back what was sent; says whether another frame, even a large one, can go out.
     fn has_room(&mut self) -> bool {
         while let Some(finished) = self.queue.pop() {
-            let [Some(buffer), ..] = finished.buffers else { continue };
+            let [Some(buffer), ..] = finished.buffers else {
+                continue;
+            };
             if buffer.len() > HEADER_BYTES + FRAME_MAX {
                 self.large -= 1;
             } else {
@@ -215,7 +227,9 @@ impl Tx {
             self.large += 1;
             Vec::with_capacity(HEADER_BYTES + len)
         } else {
-            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(HEADER_BYTES + FRAME_MAX))
+            self.spare
+                .pop()
+                .unwrap_or_else(|| Vec::with_capacity(HEADER_BYTES + FRAME_MAX))
         };
         buffer.clear();
         buffer.resize(HEADER_BYTES + len, 0);
@@ -233,11 +247,23 @@ impl Device for Net {
             return None;
         }
         let received = self.rx.next()?;
-        Some((RxToken { rx: &mut self.rx, received }, TxToken { tx: &mut self.tx, segment: None }))
+        Some((
+            RxToken {
+                rx: &mut self.rx,
+                received,
+            },
+            TxToken {
+                tx: &mut self.tx,
+                segment: None,
+            },
+        ))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
-        self.tx.has_room().then_some(TxToken { tx: &mut self.tx, segment: None })
+        self.tx.has_room().then_some(TxToken {
+            tx: &mut self.tx,
+            segment: None,
+        })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -245,7 +271,11 @@ impl Device for Net {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = FRAME_MAX;
         // Received checksums are judged in `offload`, which knows what the device vouches for.
-        capabilities.checksum.tcp = if self.tx.checksums { Checksum::None } else { Checksum::Tx };
+        capabilities.checksum.tcp = if self.tx.checksums {
+            Checksum::None
+        } else {
+            Checksum::Tx
+        };
         if self.tx.segmentation {
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(LARGE_FRAME_MAX);
         }

@@ -24,28 +24,38 @@ pub(super) fn buffer_count(header: &[u8]) -> usize {
 
 /// Whether a received frame is whole: the device vouches for its TCP checksum, or it is right.
 pub(super) fn is_whole(header: &[u8], frame: &[u8]) -> bool {
-    let &[flags, segmentation, ..] = header else { return false };
+    let &[flags, segmentation, ..] = header else {
+        return false;
+    };
     flags & (NEEDS_CSUM | DATA_VALID) != 0 || segmentation != GSO_NONE || tcp_checksum_is_right(frame)
 }
 
 /// True for everything but TCP as well: other checksums are the stack's business.
 fn tcp_checksum_is_right(frame: &[u8]) -> bool {
-    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return true };
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else {
+        return true;
+    };
     if ethernet.ethertype() != EthernetProtocol::Ipv4 {
         return true;
     }
-    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return true };
+    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else {
+        return true;
+    };
     if ip.next_header() != IpProtocol::Tcp {
         return true;
     }
-    let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else { return true };
+    let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else {
+        return true;
+    };
     tcp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into())
 }
 
 /// Leaves the TCP checksum of an outgoing frame to the device, and its segmentation where a size is given. Other frames
 /// keep a header of zeros.
 pub(super) fn leave_to_device(buffer: &mut [u8], segment: Option<NonZeroU16>) {
-    let Some((header, frame)) = buffer.split_at_mut_checked(HEADER_BYTES) else { return };
+    let Some((header, frame)) = buffer.split_at_mut_checked(HEADER_BYTES) else {
+        return;
+    };
     let Some(place) = tcp_place(frame) else { return };
     let sum = pseudo_header_sum(frame, place.length);
     frame[place.start + TCP_CHECKSUM_OFFSET..][..2].copy_from_slice(&sum.to_be_bytes());
@@ -78,13 +88,19 @@ fn tcp_place(frame: &[u8]) -> Option<TcpPlace> {
     }
     let tcp = TcpPacket::new_checked(ip.payload()).ok()?;
     let start = ETHERNET_BYTES + usize::from(ip.header_len());
-    Some(TcpPlace { start, header: usize::from(tcp.header_len()), length: ip.payload().len() })
+    Some(TcpPlace {
+        start,
+        header: usize::from(tcp.header_len()),
+        length: ip.payload().len(),
+    })
 }
 
 /// The sum that TCP's checksum begins with: addresses, protocol and length; folded, not complemented.
 fn pseudo_header_sum(frame: &[u8], length: usize) -> u16 {
     let addresses = &frame[ETHERNET_BYTES + 12..ETHERNET_BYTES + 20];
-    let words = addresses.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let words = addresses
+        .chunks_exact(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let mut sum = words.sum::<u32>() + u32::from(u8::from(IpProtocol::Tcp)) + length as u32;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -114,7 +130,10 @@ mod tests {
         tcp.set_src_port(1);
         tcp.set_dst_port(2);
         tcp.payload_mut().copy_from_slice(b"hello");
-        tcp.fill_checksum(&smoltcp::wire::IpAddress::v4(10, 0, 0, 1), &smoltcp::wire::IpAddress::v4(10, 0, 0, 2));
+        tcp.fill_checksum(
+            &smoltcp::wire::IpAddress::v4(10, 0, 0, 1),
+            &smoltcp::wire::IpAddress::v4(10, 0, 0, 2),
+        );
         frame
     }
 
@@ -140,8 +159,10 @@ mod tests {
         let offset = usize::from(u16::from_le_bytes([buffer[8], buffer[9]]));
         let mut padded = buffer[start..].to_vec();
         padded.push(0);
-        let mut sum: u32 =
-            padded.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let mut sum: u32 = padded
+            .chunks_exact(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         buffer[start + offset..][..2].copy_from_slice(&(!(sum as u16)).to_be_bytes());

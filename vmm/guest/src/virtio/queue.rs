@@ -37,12 +37,18 @@ pub struct Piece {
 impl Piece {
     /// Bytes for the device to read.
     pub fn from_driver(bytes: Vec<u8>) -> Self {
-        Piece { bytes, filler: Filler::Driver }
+        Piece {
+            bytes,
+            filler: Filler::Driver,
+        }
     }
 
     /// Room for the device to write.
     pub fn for_device(bytes: Vec<u8>) -> Self {
-        Piece { bytes, filler: Filler::Device }
+        Piece {
+            bytes,
+            filler: Filler::Device,
+        }
     }
 }
 
@@ -171,14 +177,22 @@ impl Queue {
     pub fn pop(&mut self) -> Option<Finished> {
         while self.has_finished() {
             fence(Ordering::Acquire);
-            let entry = self.used.wrapping_add(4 + 8 * usize::from(self.next_used % self.size));
+            let entry = self
+                .used
+                .wrapping_add(4 + 8 * usize::from(self.next_used % self.size));
             let head = self.load_u32(entry, 0);
             let written = self.load_u32(entry, 4) as usize;
             self.next_used = self.next_used.wrapping_add(1);
             // A head that is not out is the device's mistake; there is nothing to give back for it.
-            let Some(chain) = self.chains.get_mut(head as usize).and_then(Option::take) else { continue };
+            let Some(chain) = self.chains.get_mut(head as usize).and_then(Option::take) else {
+                continue;
+            };
             let buffers = chain.map(|lent| lent.map(|lent| self.take_back(&lent)));
-            return Some(Finished { head: head as u16, written, buffers });
+            return Some(Finished {
+                head: head as u16,
+                written,
+                buffers,
+            });
         }
         None
     }
@@ -196,8 +210,12 @@ impl Queue {
 
     fn lend(&mut self, index: u16, next: Option<u16>, piece: Piece) -> Lent {
         let mut bytes = ManuallyDrop::new(piece.bytes);
-        let lent =
-            Lent { descriptor: index, start: bytes.as_mut_ptr(), len: bytes.len(), capacity: bytes.capacity() };
+        let lent = Lent {
+            descriptor: index,
+            start: bytes.as_mut_ptr(),
+            len: bytes.len(),
+            capacity: bytes.capacity(),
+        };
         let mut flags = 0;
         if piece.filler == Filler::Device {
             flags |= DESCRIPTOR_WRITE;
@@ -206,7 +224,9 @@ impl Queue {
             flags |= DESCRIPTOR_NEXT;
         }
         let address = lent.start.expose_provenance() as u64;
-        let entry = self.descriptors.wrapping_add(DESCRIPTOR_BYTES * usize::from(index));
+        let entry = self
+            .descriptors
+            .wrapping_add(DESCRIPTOR_BYTES * usize::from(index));
         self.store_u32(entry, 0, address as u32);
         self.store_u32(entry, 4, (address >> 32) as u32);
         self.store_u32(entry, 8, lent.len as u32);
