@@ -129,7 +129,7 @@ impl Submit {
             }
             match self.inflight.take(ticket_of(&order)) {
                 Ok(()) => self.waiting.push_back(order),
-                Err(refused) => tracing::warn!(%refused, ?order, "An order is ignored"),
+                Err(refused) => tracing::debug!(%refused, ?order, "An order is ignored"),
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
 //! The process as an ordinary vhost-user-blk back-end: real process, real front-end, a real ring.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
 mod world;
 

@@ -139,7 +139,7 @@ impl Device {
     /// Every way to wake, and the one thing each does.
     pub fn on_wake(&mut self, wake: Wake, rings: &[Ring]) {
         match wake {
-            Wake::RxKick => self.watch_tap(true),
+            Wake::RxKick => self.offer_buffers(rings),
             Wake::TxKick => self.transmit(rings),
             Wake::Own => self.wakes.due().for_each(|due| self.on_wake(due, rings)),
             Wake::Tap => self.receive(rings),
@@ -151,6 +151,12 @@ impl Device {
             Wake::Again => self.go_on(rings),
         }
         self.settle(rings);
+    }
+
+    /// Plain: buffers came, for a frame that waits for them or for those that wait in the tap.
+    fn offer_buffers(&mut self, rings: &[Ring]) {
+        self.watch_tap(true);
+        self.receive(rings);
     }
 
     /// Plain: sends what the driver made available. A protected VM's kicks go to its VMM.

@@ -6,10 +6,7 @@ use std::os::unix::net::UnixDatagram;
 
 use lockstep_protocol::ids::Head;
 use vhost_user_backend::VringT;
-use virtio_queue::desc::RawDescriptor;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryAtomic};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryAtomic};
 
 use crate::queue::{Memory, PlainQueue, Ring};
 use crate::tap::Tap;
@@ -18,6 +15,9 @@ pub(crate) const SIZE: u16 = 16;
 pub(crate) const WRITE: u16 = 2;
 const NEXT: u16 = 1;
 const INDIRECT: u16 = 4;
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
 /// Where buffers lie, one every 64 KiB.
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER: u64 = 0x1_0000;
@@ -39,13 +39,9 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new() -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let queue = MockSplitQueue::new(&memory, SIZE);
-        let addresses =
-            [queue.desc_table_addr(), queue.avail_addr(), queue.used_addr()].map(|at| at.raw_value());
         let ring = Ring::new(GuestMemoryAtomic::new(memory.clone()), SIZE).unwrap();
         ring.set_queue_size(SIZE);
-        ring.set_queue_info(addresses[0], addresses[1], addresses[2])
-            .unwrap();
+        ring.set_queue_info(DESCRIPTORS, AVAILABLE, USED).unwrap();
         ring.set_queue_ready(true);
         ring.set_enabled(true);
         Self {
@@ -57,8 +53,8 @@ impl Driver {
         }
     }
 
-    fn mock(&self) -> MockSplitQueue<'_, Memory> {
-        MockSplitQueue::create(&self.memory, GuestAddress(0), SIZE)
+    fn write<T: ByteValued>(&self, value: T, at: u64) {
+        self.memory.write_obj(value, GuestAddress(at)).unwrap();
     }
 
     pub(crate) fn lock(&self) -> PlainQueue<'_> {
@@ -73,11 +69,9 @@ impl Driver {
             let at = self.next_descriptor;
             self.next_descriptor = (at + 1) % SIZE;
             let length = u32::try_from(*length).unwrap();
-            let descriptor = Descriptor::new(address.raw_value(), length, flags | more, self.next_descriptor);
-            self.mock()
-                .desc_table()
-                .store(at, RawDescriptor::from(descriptor))
-                .unwrap();
+            let rest =
+                u64::from(length) | u64::from(flags | more) << 32 | u64::from(self.next_descriptor) << 48;
+            self.write([address.raw_value(), rest], DESCRIPTORS + u64::from(at) * 16);
         }
         self.announce(head);
         Head::new(head)
@@ -90,31 +84,26 @@ impl Driver {
 
     /// Makes a head available, whatever it is.
     pub(crate) fn announce(&mut self, head: u16) {
-        let slot = usize::from(self.available % SIZE);
-        self.mock().avail().ring().ref_at(slot).unwrap().store(head);
+        self.write(head, AVAILABLE + 4 + u64::from(self.available % SIZE) * 2);
         self.available = self.available.wrapping_add(1);
         self.claim_available(self.available);
     }
 
     /// Sets the available index, whatever it is.
     pub(crate) fn claim_available(&self, index: u16) {
-        self.mock().avail().idx().store(index);
+        self.write(index, AVAILABLE + 2);
     }
 
     /// The next completion that the driver has not seen.
     pub(crate) fn next_used(&mut self) -> Option<(Head, u32)> {
-        let mock = self.mock();
-        if mock.used().idx().load() == self.seen {
+        let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        if used == self.seen {
             return None;
         }
-        let element = mock
-            .used()
-            .ring()
-            .ref_at(usize::from(self.seen % SIZE))
-            .unwrap()
-            .load();
+        let place = USED + 4 + u64::from(self.seen % SIZE) * 8;
+        let [head, length]: [u32; 2] = self.memory.read_obj(GuestAddress(place)).unwrap();
         self.seen = self.seen.wrapping_add(1);
-        Some((Head::new(u16::try_from(element.id()).unwrap()), element.len()))
+        Some((Head::new(u16::try_from(head).unwrap()), length))
     }
 
     pub(crate) fn read(&self, at: GuestAddress, length: u32) -> Vec<u8> {

@@ -14,7 +14,7 @@ pub const RX_BURST: usize = 256;
 /// Frames sent, or orders taken, before other wake-ups get their turn.
 pub const TX_BURST: usize = 256;
 
-/// Rounds of orders before the tap gets its turn although orders keep coming.
+/// Bursts of orders or frames before the tap gets its turn although more keep coming.
 pub const ROUNDS_MAX: usize = 4;
 
 /// Buffers kept for the next frames: as many as one queue of a busy guest.

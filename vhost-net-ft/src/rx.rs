@@ -5,6 +5,7 @@
 
 use std::io;
 
+use lockstep_protocol::ids::Head;
 use lockstep_staging::chain::Segment;
 use lockstep_staging::limits::FRAME_BYTES_MAX;
 use lockstep_staging::{DeviceEnd, Fault, StageError};
@@ -127,8 +128,6 @@ impl Rx {
                     self.waiting = None;
                     delivered += 1;
                 }
-                // Buffers that came between the last look and asking for kicks bring no kick.
-                Delivery::NoBuffers if queue.ask_for_kicks()? => queue.spare_kicks()?,
                 Delivery::NoBuffers => {
                     burst = Burst::NoRoom;
                     break;
@@ -154,17 +153,19 @@ impl Rx {
 
     fn deliver_one(&mut self, length: usize, queue: &mut PlainQueue<'_>) -> Result<Delivery, BrokenQueue> {
         let mut buffers = Vec::new();
-        let mut room = 0;
+        let (mut room, mut taken) = (0, 0);
         while room < length {
             let alone = !self.mergeable && !buffers.is_empty();
-            if alone || buffers.len() == usize::from(queue.size()) {
+            // A whole queue of buffers, good and bad, could not take this frame: none will.
+            if alone || taken == queue.size() {
                 queue.put_back(buffers.len());
                 return Ok(Delivery::Impossible);
             }
-            let Some(head) = queue.pop()? else {
+            let Some(head) = pop_or_ask(queue)? else {
                 queue.put_back(buffers.len());
                 return Ok(Delivery::NoBuffers);
             };
+            taken += 1;
             match queue.chain(head) {
                 Ok(chain) if chain.readable.is_empty() && space(&chain.writable) >= HEADER => {
                     room += space(&chain.writable);
@@ -188,6 +189,20 @@ impl Rx {
     }
 }
 
+/// The next buffer; if there is none, the driver's next one brings a kick.
+fn pop_or_ask(queue: &mut PlainQueue<'_>) -> Result<Option<Head>, BrokenQueue> {
+    if let Some(head) = queue.pop()? {
+        return Ok(Some(head));
+    }
+    // A buffer that came between the last look and asking for kicks brings no kick. All that were there are taken at
+    // this moment, so whatever is there now is new.
+    if queue.ask_for_kicks()? {
+        queue.pop()
+    } else {
+        Ok(None)
+    }
+}
+
 fn space(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.length as usize).sum()
 }
@@ -195,7 +210,7 @@ fn space(segments: &[Segment]) -> usize {
 /// Fills the buffers in order.
 fn scatter(
     mut frame: &[u8],
-    buffers: &[(lockstep_protocol::ids::Head, Vec<Segment>)],
+    buffers: &[(Head, Vec<Segment>)],
     queue: &PlainQueue<'_>,
 ) -> Result<Vec<Done>, BrokenQueue> {
     let mut done = Vec::with_capacity(buffers.len());

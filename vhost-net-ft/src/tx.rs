@@ -9,7 +9,7 @@ use lockstep_staging::limits::FRAME_BYTES_MAX;
 use lockstep_staging::{DeviceEnd, boottime};
 
 use crate::frame::{Pool, copy_frame};
-use crate::limits::TX_BURST;
+use crate::limits::{ROUNDS_MAX, TX_BURST};
 use crate::queue::{BrokenQueue, Done, PlainQueue};
 use crate::tap::Tap;
 
@@ -89,22 +89,19 @@ pub struct Tx {
 impl Tx {
     /// Sends what the driver made available. `true`: there may be more; others have their turn first.
     pub fn send_ready(&mut self, queue: &mut PlainQueue<'_>, tap: &Tap) -> Result<bool, BrokenQueue> {
-        queue.spare_kicks()?;
-        loop {
+        for _ in 0..ROUNDS_MAX {
+            queue.spare_kicks()?;
             let all = self.send_burst(queue, tap)?;
             if !self.done.is_empty() {
                 queue.complete(&self.done)?;
                 queue.notify()?;
             }
-            if !all {
-                return Ok(true);
-            }
             // What came between the last look and asking for kicks brings no kick.
-            if !queue.ask_for_kicks()? {
+            if all && !queue.ask_for_kicks()? {
                 return Ok(false);
             }
-            queue.spare_kicks()?;
         }
+        Ok(true)
     }
 
     /// Fills `done` with at most a burst; says whether the queue was emptied.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::codec::{LogFault, RecordDecoder};
 use crate::ids::{LogOffset, Position, Term};
-use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS};
+use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS, RESUME_EIGHTHS};
 use crate::message::{Ack, Heartbeat};
 use crate::record::Record;
 use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
@@ -63,6 +63,11 @@ impl Backup {
     /// Is there room for more of the log? When not, the driver stops reading the stream (I8).
     pub fn may_receive(&self) -> bool {
         self.log.has_room()
+    }
+
+    /// Is there room enough to read on, after there was none?
+    pub fn may_resume(&self) -> bool {
+        self.log.has_ample_room()
     }
 
     /// The next record for the VM, in the order of the log.
@@ -213,6 +218,11 @@ impl Backlog {
 
     fn has_room(&self) -> bool {
         self.records.len() < BACKLOG_RECORDS && self.bytes < BACKLOG_BYTES
+    }
+
+    fn has_ample_room(&self) -> bool {
+        let used = |used: usize, limit: usize| used as u64 * 8 <= limit as u64 * RESUME_EIGHTHS;
+        used(self.records.len(), BACKLOG_RECORDS) && used(self.bytes, BACKLOG_BYTES)
     }
 
     pub(crate) fn received(&self) -> LogOffset {

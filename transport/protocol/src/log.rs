@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::LogOffset;
-use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_RECORDS, MILESTONE_BYTES};
+use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_RECORDS, MILESTONE_BYTES, RESUME_EIGHTHS};
 
 /// How much of the log may be unacked before the primary waits in its window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,14 @@ impl LogWindow {
         self.end.since(self.acked) < self.limit.records && self.unacked_bytes() < self.limit.bytes
     }
 
+    /// Room enough to go on after it was full.
+    pub(crate) fn has_ample_room(&self) -> bool {
+        let ample = |limit: u64| limit / 8 * RESUME_EIGHTHS + limit % 8 * RESUME_EIGHTHS / 8;
+        self.end.since(self.acked) <= ample(self.limit.records)
+            && self.unacked_bytes() <= ample(self.limit.bytes)
+            && self.has_room()
+    }
+
     pub(crate) fn end(&self) -> LogOffset {
         self.end
     }
@@ -144,6 +152,18 @@ mod tests {
         assert_eq!(log.unacked_bytes(), 200);
         log.ack(LogOffset::new(12));
         assert_eq!(log.unacked_bytes(), 0);
+    }
+
+    #[test]
+    fn a_window_that_was_full_is_ample_again_when_a_quarter_is_acked() {
+        let mut log = window(8, 1 << 20);
+        (0..8).for_each(|_| {
+            log.append(2);
+        });
+        log.ack(LogOffset::new(11));
+        assert!(log.has_room() && !log.has_ample_room());
+        log.ack(LogOffset::new(12));
+        assert!(log.has_ample_room());
     }
 
     #[test]

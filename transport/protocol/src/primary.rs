@@ -137,6 +137,11 @@ impl Primary {
         self.window.has_room()
     }
 
+    /// Is there room enough to go on, after there was none? Asked by who waits.
+    pub fn has_ample_room(&self) -> bool {
+        self.window.has_ample_room()
+    }
+
     /// What the vCPU should wait in this window so that the backup keeps up: nothing below a threshold of
     /// lag, then in proportion to it.
     pub fn slowdown(&self) -> Duration {

@@ -17,19 +17,22 @@ use lockstep_quic::link::{
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Acked = (LogOffset, Instant);
 
 const ROUNDS: u64 = 20_000;
 const FRAMES: u64 = 200_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Acks(Sender<(LogOffset, Instant)>);
+struct Acks(Sender<Acked>);
 
 impl PrimaryEvents for Acks {
     fn acked(&mut self, upto: LogOffset) {
         let _ = self.0.send((upto, Instant::now()));
     }
     fn lease(&mut self, _: lockstep_protocol::Instant) {}
-    fn peer_lost(&mut self, _: PeerLost) {}
+    fn peer_lost(&mut self, why: PeerLost) {
+        eprintln!("{why}");
+    }
 }
 
 struct Door(Sender<SocketAddr>);
@@ -38,7 +41,9 @@ impl BackupEvents for Door {
     fn listening(&mut self, at: SocketAddr) {
         let _ = self.0.send(at);
     }
-    fn peer_lost(&mut self, _: PeerLost) {}
+    fn peer_lost(&mut self, why: PeerLost) {
+        eprintln!("{why}");
+    }
 }
 
 fn main() -> Result<(), Failure> {
@@ -58,7 +63,7 @@ fn main() -> Result<(), Failure> {
 /// One mark at a time, each waited for.
 fn round_trips(
     primary: &PrimaryLink,
-    acks: &Receiver<(LogOffset, Instant)>,
+    acks: &Receiver<Acked>,
     pause: Duration,
 ) -> Result<Vec<Duration>, Failure> {
     let rounds = if pause.is_zero() { ROUNDS } else { ROUNDS / 10 };
@@ -139,7 +144,7 @@ fn execute(backup: &BackupLink) {
     }
 }
 
-fn pair() -> Result<(PrimaryLink, BackupLink, Receiver<(LogOffset, Instant)>), Failure> {
+fn pair() -> Result<(PrimaryLink, BackupLink, Receiver<Acked>), Failure> {
     let a = Identity::from_pems("a", &Identity::generate("a", Validity::years(1))?)?;
     let b = Identity::from_pems("b", &Identity::generate("b", Validity::years(1))?)?;
     let (door, opened) = channel();

@@ -118,6 +118,16 @@ impl Ending {
     }
 }
 
+/// Tells the handle that the session is over even when the driver panics: nobody waits for a dead thread.
+struct LastWord<F: Fn(PeerLost)>(F);
+
+impl<F: Fn(PeerLost)> Drop for LastWord<F> {
+    fn drop(&mut self) {
+        // The first word counts: after a session that ended in good order this one is not heard.
+        (self.0)(PeerLost::Disconnected("the connection's own thread died".into()));
+    }
+}
+
 fn misbehaved(what: impl Into<String>) -> Ending {
     Ending::Lost(PeerLost::Misbehaved(what.into()))
 }

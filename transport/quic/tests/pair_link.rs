@@ -15,7 +15,9 @@ use lockstep_protocol::{
 };
 use lockstep_quic::config::LinkConfig;
 use lockstep_quic::endpoint::PinnedEndpoint;
-use lockstep_quic::link::{Delivered, PairConfig, Room, connect_primary};
+use lockstep_quic::link::{
+    BackupEvents, Delivered, PairConfig, PrimaryEvents, Room, connect_primary, listen_backup,
+};
 use lockstep_quic::pinning::Pins;
 use pair::{Event, Host, LONG, Pair, hosts, nowhere, pair, pair_with, pair_with_wire, refusals};
 
@@ -253,6 +255,40 @@ fn a_backup_that_leaves_says_so() {
 }
 
 #[test]
+fn a_driver_that_dies_is_a_lost_peer_and_nobody_waits_for_it() {
+    let (a, b) = hosts();
+    let (socket, address) = nowhere();
+    drop(socket);
+    let config = b.config(address, a.identity.as_peer());
+    let backup = std::thread::spawn(move || listen_backup(config, Box::new(Deaf)));
+    // Without a window, only a loss ends the waiting for room.
+    let window = WindowLimit { records: 0, bytes: 0 };
+    let config = PairConfig {
+        window,
+        ..a.config(address, b.identity.as_peer())
+    };
+    let primary = connect_primary(config, Box::new(Bomb)).unwrap();
+    let backup = backup.join().unwrap().unwrap();
+    assert!(matches!(
+        primary.wait_room(LONG),
+        Room::Lost(PeerLost::Disconnected(_))
+    ));
+    primary.into_claiming();
+    drop(backup);
+}
+
+/// Panics at the first echo.
+struct Bomb;
+
+impl PrimaryEvents for Bomb {
+    fn acked(&mut self, _: LogOffset) {}
+    fn lease(&mut self, _: lockstep_protocol::Instant) {
+        panic!("this test wants the driver dead");
+    }
+    fn peer_lost(&mut self, _: PeerLost) {}
+}
+
+#[test]
 fn a_backup_that_says_nonsense_is_lost() {
     let pair = pair();
     // The backup's machine is honest, so the primary's is told to expect less than it gets.
@@ -314,7 +350,7 @@ fn a_backup_with_an_unpinned_certificate_is_refused_and_named() {
     drop(_socket);
     let mut config = stranger.config(address, a.identity.as_peer());
     config.patience = Duration::from_millis(700);
-    let backup = std::thread::spawn(move || lockstep_quic::link::listen_backup(config, Box::new(Deaf)));
+    let backup = std::thread::spawn(move || listen_backup(config, Box::new(Deaf)));
     let error = connect_primary(a.config(address, b.identity.as_peer()), Box::new(Deaf)).unwrap_err();
     assert!(error.to_string().contains("Refused the peer"), "{error}");
     let nobody = backup.join().unwrap().unwrap_err();
@@ -329,7 +365,7 @@ fn a_primary_with_an_unpinned_certificate_is_told_so_at_once() {
     drop(socket);
     let mut config = b.config(address, a.identity.as_peer());
     config.patience = Duration::from_millis(700);
-    let backup = std::thread::spawn(move || lockstep_quic::link::listen_backup(config, Box::new(Deaf)));
+    let backup = std::thread::spawn(move || listen_backup(config, Box::new(Deaf)));
     let error = connect_primary(stranger.config(address, b.identity.as_peer()), Box::new(Deaf)).unwrap_err();
     assert!(error.to_string().contains("refuses our certificate"), "{error}");
     let nobody = backup.join().unwrap().unwrap_err();
@@ -342,7 +378,7 @@ fn a_recognised_peer_that_talks_nonsense_is_sent_away_and_the_next_is_taken() {
     let (socket, address) = nowhere();
     drop(socket);
     let config = b.config(address, a.identity.as_peer());
-    let backup = std::thread::spawn(move || lockstep_quic::link::listen_backup(config, Box::new(Deaf)));
+    let backup = std::thread::spawn(move || listen_backup(config, Box::new(Deaf)));
     babble(&a, &b, address);
     let primary = connect_primary(a.config(address, b.identity.as_peer()), Box::new(Deaf)).unwrap();
     let backup = backup.join().unwrap().unwrap();
@@ -384,7 +420,7 @@ fn an_address_in_use_is_told_before_anything_else() {
     let (a, b) = hosts();
     let (_taken, address) = nowhere();
     let config = b.config(address, a.identity.as_peer());
-    let error = lockstep_quic::link::listen_backup(config, Box::new(Deaf)).unwrap_err();
+    let error = listen_backup(config, Box::new(Deaf)).unwrap_err();
     assert!(error.to_string().contains("already uses UDP address"), "{error}");
 }
 
@@ -400,12 +436,12 @@ fn a_lease_that_outlives_the_timeout_is_refused_before_anything_is_tried() {
 /// Hears every report and does nothing.
 struct Deaf;
 
-impl lockstep_quic::link::PrimaryEvents for Deaf {
+impl PrimaryEvents for Deaf {
     fn acked(&mut self, _: LogOffset) {}
     fn lease(&mut self, _: lockstep_protocol::Instant) {}
     fn peer_lost(&mut self, _: PeerLost) {}
 }
 
-impl lockstep_quic::link::BackupEvents for Deaf {
+impl BackupEvents for Deaf {
     fn peer_lost(&mut self, _: PeerLost) {}
 }

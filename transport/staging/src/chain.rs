@@ -173,3 +173,6 @@ impl Walk {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,11 +21,11 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
-pub const SECTORS: u64 = 2048;
-pub const QUEUE_SIZE: u16 = 64;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const SECTORS: u64 = 2048;
+pub(crate) const QUEUE_SIZE: u16 = 64;
 
-const MEMORY: usize = 8 << 20;
+const MEMORY: usize = 16 << 20;
 const TABLE: u64 = 0;
 const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
@@ -34,34 +34,36 @@ const STATUSES: u64 = 0x6000;
 /// Each head has a megabyte and a bit of its own from here on.
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER: u64 = 0x11_0000;
+/// How many heads there are.
+pub(crate) const HEADS: u16 = 12;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-pub const IN: u32 = 0;
-pub const OUT: u32 = 1;
-pub const FLUSH: u32 = 4;
-pub const GET_ID: u32 = 8;
-pub const DISCARD: u32 = 11;
-pub const WRITE_ZEROES: u32 = 13;
+pub(crate) const IN: u32 = 0;
+pub(crate) const OUT: u32 = 1;
+pub(crate) const FLUSH: u32 = 4;
+pub(crate) const GET_ID: u32 = 8;
+pub(crate) const DISCARD: u32 = 11;
+pub(crate) const WRITE_ZEROES: u32 = 13;
 
 /// The process under test and its folder.
-pub struct Device {
-    pub folder: TempDir,
+pub(crate) struct Device {
+    pub(crate) folder: TempDir,
     child: Child,
     protected: bool,
 }
 
 impl Device {
     /// A process with a disk of [`SECTORS`] sectors, each filled with its own number's low byte.
-    pub fn start(protected: bool, more: &[&str]) -> Self {
+    pub(crate) fn start(protected: bool, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let content: Vec<u8> = (0..SECTORS).flat_map(|sector| [sector as u8; 512]).collect();
         std::fs::write(folder.path().join("disk.img"), content).unwrap();
         Self::start_in(folder, protected, more)
     }
 
-    pub fn start_in(folder: TempDir, protected: bool, more: &[&str]) -> Self {
+    pub(crate) fn start_in(folder: TempDir, protected: bool, more: &[&str]) -> Self {
         let mut command = command(folder.path(), protected);
         let child = command.args(more).stderr(Stdio::inherit()).spawn().unwrap();
         Self {
@@ -71,12 +73,12 @@ impl Device {
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The disk's bytes as any other process sees them.
-    pub fn on_disk(&self, sector: u64, bytes: usize) -> Vec<u8> {
+    pub(crate) fn on_disk(&self, sector: u64, bytes: usize) -> Vec<u8> {
         let mut content = vec![0; bytes];
         File::open(self.path("disk.img"))
             .unwrap()
@@ -85,24 +87,24 @@ impl Device {
         content
     }
 
-    pub fn front_end(&self) -> Frontend {
+    pub(crate) fn front_end(&self) -> Frontend {
         connect(&self.path("blk.sock"))
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    pub fn wait_for_exit(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn wait_for_exit(&mut self) -> std::process::ExitStatus {
         eventually("the process to exit", || self.child.try_wait().unwrap())
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    pub fn open_descriptors(&self) -> usize {
+    pub(crate) fn open_descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
             .unwrap()
             .count()
@@ -116,7 +118,7 @@ impl Drop for Device {
     }
 }
 
-pub fn command(folder: &Path, protected: bool) -> Command {
+pub(crate) fn command(folder: &Path, protected: bool) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-blk-ft"));
     command.env("RUST_LOG", "warn");
     command.arg("--socket").arg(folder.join("blk.sock"));
@@ -128,7 +130,7 @@ pub fn command(folder: &Path, protected: bool) -> Command {
 }
 
 /// What a process that cannot begin says.
-pub fn complaint(mut command: Command) -> String {
+pub(crate) fn complaint(mut command: Command) -> String {
     let mut child = command
         .stderr(Stdio::piped())
         .env("RUST_LOG", "off")
@@ -141,7 +143,7 @@ pub fn complaint(mut command: Command) -> String {
     said
 }
 
-pub fn first_line(child: &mut Child) -> String {
+pub(crate) fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut line)
@@ -150,7 +152,7 @@ pub fn first_line(child: &mut Child) -> String {
 }
 
 /// Waits for a condition, never longer than [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
@@ -166,16 +168,16 @@ fn connect(path: &Path) -> Frontend {
 }
 
 /// Guest memory with one queue in it.
-pub struct Guest {
-    pub memory: GuestMemoryMmap,
+pub(crate) struct Guest {
+    pub(crate) memory: GuestMemoryMmap,
     offered: u16,
     used: u16,
-    pub kick: EventFd,
-    pub call: EventFd,
+    pub(crate) kick: EventFd,
+    pub(crate) call: EventFd,
 }
 
 impl Guest {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, MEMORY as u64).unwrap();
         let part = (
@@ -193,7 +195,7 @@ impl Guest {
     }
 
     /// Tells the device of the memory and the queue; `notified`: with kick and call, as a plain front-end does.
-    pub fn attach(&self, front_end: &mut Frontend, notified: bool) {
+    pub(crate) fn attach(&self, front_end: &mut Frontend, notified: bool) {
         front_end.set_owner().unwrap();
         let offered = front_end.get_features().unwrap();
         let protocol = front_end.get_protocol_features().unwrap();
@@ -229,13 +231,13 @@ impl Guest {
     }
 
     /// Where the data of this head lies.
-    pub fn buffer(head: u16) -> GuestAddress {
-        assert!(head < 7, "seven heads have buffers");
+    pub(crate) fn buffer(head: u16) -> GuestAddress {
+        assert!(head < HEADS, "so many heads have buffers");
         GuestAddress(BUFFERS + u64::from(head) * BUFFER)
     }
 
     /// Writes a request whose descriptors are `3 * head` and the two after it; says its head.
-    pub fn request(&self, head: u16, kind: u32, sector: u64, said: &[u8], room: u32) -> u16 {
+    pub(crate) fn request(&self, head: u16, kind: u32, sector: u64, said: &[u8], room: u32) -> u16 {
         let header = GuestAddress(HEADERS + u64::from(head) * 16);
         self.memory.write_obj(kind, header).unwrap();
         self.memory.write_obj(0_u32, header.unchecked_add(4)).unwrap();
@@ -264,18 +266,18 @@ impl Guest {
         GuestAddress(STATUSES + u64::from(head))
     }
 
-    pub fn status(&self, head: u16) -> u8 {
+    pub(crate) fn status(&self, head: u16) -> u8 {
         self.memory.read_obj(Self::status_place(head)).unwrap()
     }
 
-    pub fn data(&self, head: u16, bytes: usize) -> Vec<u8> {
+    pub(crate) fn data(&self, head: u16, bytes: usize) -> Vec<u8> {
         let mut data = vec![0; bytes];
         self.memory.read_slice(&mut data, Self::buffer(head)).unwrap();
         data
     }
 
     /// Puts a chain into the avail ring and kicks.
-    pub fn offer(&mut self, first: u16) {
+    pub(crate) fn offer(&mut self, first: u16) {
         let place = GuestAddress(AVAIL + 4 + u64::from(self.offered % QUEUE_SIZE) * 2);
         self.memory.write_obj(first, place).unwrap();
         self.offered += 1;
@@ -290,7 +292,7 @@ impl Guest {
     }
 
     /// The next used entry: which chain, and how many bytes were written.
-    pub fn next_used(&mut self) -> (u32, u32) {
+    pub(crate) fn next_used(&mut self) -> (u32, u32) {
         eventually("a used entry", || (self.used_index() != self.used).then_some(()));
         let place = GuestAddress(USED + 4 + u64::from(self.used % QUEUE_SIZE) * 8);
         self.used += 1;
@@ -300,21 +302,21 @@ impl Guest {
         )
     }
 
-    pub fn used_index(&self) -> u16 {
+    pub(crate) fn used_index(&self) -> u16 {
         self.memory
             .load(GuestAddress(USED + 2), std::sync::atomic::Ordering::SeqCst)
             .unwrap()
     }
 
     /// Everything in guest memory.
-    pub fn snapshot(&self) -> Vec<u8> {
+    pub(crate) fn snapshot(&self) -> Vec<u8> {
         let mut all = vec![0; MEMORY];
         self.memory.read_slice(&mut all, GuestAddress(0)).unwrap();
         all
     }
 
     /// One request of a plain front-end, from offer to status.
-    pub fn ask(&mut self, kind: u32, sector: u64, said: &[u8], room: u32) -> (u8, u32) {
+    pub(crate) fn ask(&mut self, kind: u32, sector: u64, said: &[u8], room: u32) -> (u8, u32) {
         let first = self.request(0, kind, sector, said, room);
         self.offer(first);
         let (id, length) = self.next_used();
@@ -326,7 +328,7 @@ impl Guest {
 use vm_memory::Address;
 
 /// The configuration space as a front-end reads it.
-pub fn config(front_end: &mut Frontend, bytes: u32) -> Vec<u8> {
+pub(crate) fn config(front_end: &mut Frontend, bytes: u32) -> Vec<u8> {
     let room = vec![0; bytes as usize];
     front_end
         .get_config(0, bytes, VhostUserConfigFlags::empty(), &room)

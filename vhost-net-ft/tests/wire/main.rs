@@ -173,6 +173,27 @@ fn a_halted_host_drops_what_it_holds_and_its_carrier() {
 }
 
 #[test]
+fn a_device_that_was_halted_serves_the_next_vmm() {
+    netns::inside("a_device_that_was_halted_serves_the_next_vmm", || {
+        let pair = protected();
+        pair.vmm.gate().set_mode(Mode::Halted);
+        process::until("the tap to close", || {
+            (!netns::exists(&pair.process.tap)).then_some(())
+        });
+        let Protected { vmm, guest, process } = pair;
+        drop((vmm, guest));
+
+        let (vmm, facts) = process.connect_staging();
+        let guest = Guest::connect(&process, facts.features);
+        let mut pair = Protected { vmm, guest, process };
+        let outside = Outside::on(&pair.process);
+        pair.go_live();
+        pair.transmit(b"again", 0);
+        assert_eq!(outside.hear(), b"again");
+    });
+}
+
+#[test]
 fn held_frames_die_with_the_vmm_and_the_next_one_is_served() {
     netns::inside("held_frames_die_with_the_vmm_and_the_next_one_is_served", || {
         let mut pair = protected();

@@ -7,10 +7,10 @@ use core::fmt;
 
 use crate::commands;
 use crate::db::{Db, Session};
-use crate::limits::REPLY_MAX;
+use crate::limits::{CONNECTION_ALLOWANCE, REPLIES_HIGH, REPLY_MAX};
 use crate::log::Readiness;
 use crate::reply::Reply;
-use crate::resp::Arguments;
+use crate::resp::{Arguments, Spare};
 use crate::store::op::{OP_BYTES, Op};
 use crate::store::{Entry, Store};
 use crate::units::{Group, Time};
@@ -23,6 +23,7 @@ pub(crate) enum Refusal {
     Overflow,
     TooLong,
     LongKey,
+    LongReply,
     InvalidExpire,
     OutOfMemory,
     DiskFull,
@@ -69,17 +70,21 @@ pub enum Outcome {
     Done(Group),
     /// Nothing happened; try again when the log is ready.
     Later,
+    /// Nothing happened; try again when other connections have been read and hold less memory.
+    NoMemory,
 }
 
-/// Executes a command. `spare` is how much memory the reply may take.
+/// Executes a command. `spare` is how much memory a long reply may take of what all connections share.
 pub fn execute(
     db: &mut Db,
     session: &mut Session,
     arguments: Arguments<'_>,
     out: &mut Vec<u8>,
-    spare: usize,
+    spare: Spare,
 ) -> Outcome {
-    let reply = Reply::new(out, REPLY_MAX.min(spare).max(1024));
+    let most = spare.now.clamp(CONNECTION_ALLOWANCE - REPLIES_HIGH, REPLY_MAX);
+    let can_grow = most < REPLY_MAX.min(spare.ever);
+    let reply = Reply::new(out, most);
     let mut call = Call {
         db,
         session,
@@ -99,13 +104,19 @@ pub fn execute(
             return Outcome::Done(Group::ZERO);
         }
     }
-    call.db.executed += 1;
-    if let Err(refusal) = (spec.run)(&mut call) {
+    let result = (spec.run)(&mut call);
+    if call.reply.is_too_long() {
+        // Commands that change anything write what is long first, and stop there.
+        if can_grow {
+            call.reply.retract();
+            return Outcome::NoMemory;
+        }
+        call.refuse(Refusal::LongReply);
+    } else if let Err(refusal) = result {
         call.refuse(refusal);
     }
-    let needs = call.needs;
-    call.reply.finish();
-    Outcome::Done(needs)
+    call.db.executed += 1;
+    Outcome::Done(call.needs)
 }
 
 /// Finds a command by its name in any case.
@@ -162,7 +173,9 @@ impl<'a> Call<'a> {
 
     fn refuse(&mut self, refusal: Refusal) {
         self.reply.retract();
-        let name = Lossy(self.arguments.at(0));
+        // Redis says the name in small letters here.
+        let name = self.at(0).to_ascii_lowercase();
+        let name = Lossy(&name);
         match refusal {
             Refusal::Arity => {
                 self.reply
@@ -203,6 +216,7 @@ impl Refusal {
             Refusal::NotAnInteger => "ERR value is not an integer or out of range",
             Refusal::Overflow => "ERR increment or decrement would overflow",
             Refusal::TooLong => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+            Refusal::LongReply => "OOM the reply is longer than the memory left for it",
             Refusal::LongKey => "ERR key exceeds maximum allowed size",
             Refusal::OutOfMemory => "OOM command not allowed when used memory > 'maxmemory'.",
             Refusal::DiskFull => "ERR disk full: the log has no room for more data",

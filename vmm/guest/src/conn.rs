@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 
 use crate::command::{Outcome, execute};
 use crate::db::{Db, Session};
-use crate::limits::{CONNECTION_ALLOWANCE, REPLIES_HIGH};
+use crate::limits::{CONNECTION_ALLOWANCE, MEMORY_WAIT_MAX, REPLIES_HIGH};
 use crate::reply::Reply;
-use crate::resp::{Parser, Step};
-use crate::units::Group;
+use crate::resp::{Parser, Spare, Step};
+use crate::units::{Group, Time};
 
 /// Why a connection executes nothing more for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Stall {
     Log,
     /// The client must read its replies.
     Full,
-    /// Others must read theirs: a large reply finds no memory.
+    /// Others must let go of theirs: a large command or reply finds no memory.
     Memory,
     /// The connection is ending.
     Closing,
@@ -39,6 +39,8 @@ struct Held {
 pub struct Conn {
     parser: Parser,
     session: Session,
+    /// Since when it waits for memory.
+    starving: Option<Time>,
     /// Replies; those before `sent` are gone.
     out: Vec<u8>,
     sent: usize,
@@ -56,6 +58,7 @@ impl Conn {
                 id,
                 ..Session::default()
             },
+            starving: None,
             out: Vec::new(),
             sent: 0,
             released: 0,
@@ -79,6 +82,22 @@ impl Conn {
 
     /// Executes all that can be executed. `spare` is the memory left for large commands and replies of all clients.
     pub fn execute(&mut self, db: &mut Db, spare: usize) -> Stall {
+        let gives_up = self
+            .starving
+            .is_some_and(|since| db.now.since(since) > MEMORY_WAIT_MAX);
+        let spare = Spare {
+            now: spare,
+            ever: if gives_up { spare } else { db.memory.buffers_max },
+        };
+        let stall = self.execute_with(db, spare);
+        self.starving = match stall {
+            Stall::Memory => Some(self.starving.unwrap_or(db.now)),
+            _ => None,
+        };
+        stall
+    }
+
+    fn execute_with(&mut self, db: &mut Db, spare: Spare) -> Stall {
         loop {
             if self.session.closing {
                 return Stall::Closing;
@@ -88,6 +107,7 @@ impl Conn {
             }
             match self.parser.step(spare) {
                 Ok(Step::Hungry) => return Stall::Hungry,
+                Ok(Step::Starved) => return Stall::Memory,
                 Ok(Step::Command) => {
                     let before = self.out.len();
                     let arguments = self.parser.arguments();
@@ -110,6 +130,11 @@ impl Conn {
             }
             self.parser.consume();
         }
+    }
+
+    /// Since when it waits for memory.
+    pub fn starving(&self) -> Option<Time> {
+        self.starving
     }
 
     /// Lets go of the replies that are durable.
@@ -174,7 +199,6 @@ impl Conn {
         let before = self.out.len();
         let mut reply = Reply::new(&mut self.out, REPLIES_HIGH);
         reply.error(text);
-        reply.finish();
         self.hold(before, Group::ZERO);
     }
 

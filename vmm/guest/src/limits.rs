@@ -1,5 +1,7 @@
 //! Every bound of the guest, with its reason. Read by all other files; decides nothing.
 
+use core::time::Duration;
+
 /// Longest value, and longest single argument.
 pub const VALUE_MAX: usize = 1 << 20;
 /// Longest key.
@@ -18,6 +20,8 @@ pub const REPLIES_HIGH: usize = 32 << 10;
 pub const CONNECTION_ALLOWANCE: usize = 64 << 10;
 /// Longest single reply (KEYS, MGET).
 pub const REPLY_MAX: usize = 4 << 20;
+/// How long a large command or reply waits for others to let go of their memory.
+pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Buffers of a TCP connection, each way.
 pub const SOCKET_BUFFER: usize = 64 << 10;

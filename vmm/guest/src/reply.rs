@@ -3,6 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+/// From this on a value's room is made exactly.
+const LARGE: usize = 8 << 10;
+
 /// Writes one reply at the end of a connection's output.
 #[derive(Debug)]
 pub struct Reply<'a> {
@@ -49,6 +52,10 @@ impl<'a> Reply<'a> {
         if !self.has_room(bytes.len() + 32) {
             return;
         }
+        if bytes.len() > LARGE {
+            // Doubling would waste up to as much again.
+            self.out.reserve_exact(bytes.len() + 32);
+        }
         self.line(format_args!("${}", bytes.len()));
         self.out.extend_from_slice(bytes);
         self.out.extend_from_slice(b"\r\n");
@@ -82,14 +89,9 @@ impl<'a> Reply<'a> {
         self.out.truncate(self.start);
     }
 
-    /// Ends the reply.
-    pub fn finish(mut self) {
-        if self.is_too_long {
-            self.retract();
-            self.error(format_args!(
-                "OOM the reply is longer than the memory left for it"
-            ));
-        }
+    /// Whether the reply found no room. What was written of it then means nothing.
+    pub fn is_too_long(&self) -> bool {
+        self.is_too_long
     }
 
     fn line(&mut self, text: fmt::Arguments<'_>) {

@@ -52,6 +52,8 @@ pub enum Step {
     Hungry,
     /// A whole command: see [`Parser::arguments`], then [`Parser::consume`] it.
     Command,
+    /// An argument finds no memory now, but will when others have let go of theirs.
+    Starved,
     /// A whole command was too large, or there was no memory for it; it is gone. [`Parser::consume`] it.
     Oversized,
 }
@@ -66,6 +68,15 @@ enum State {
     Bulk { left: usize, missing: usize },
     /// A command lies ready.
     Ready,
+}
+
+/// Memory for large commands and replies, which all connections share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spare {
+    /// What is free now.
+    pub now: usize,
+    /// What is worth waiting for.
+    pub ever: usize,
 }
 
 /// The arguments of a command, the first being its name.
@@ -177,8 +188,8 @@ impl Parser {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Goes on parsing. `spare` is how much memory a large command may take.
-    pub fn step(&mut self, spare: usize) -> Result<Step, ProtocolError> {
+    /// Goes on parsing. `spare` is the memory for a large command.
+    pub fn step(&mut self, spare: Spare) -> Result<Step, ProtocolError> {
         loop {
             let progress = match self.state {
                 State::Start => self.start_command()?,
@@ -186,7 +197,10 @@ impl Parser {
                     self.state = State::Ready;
                     true
                 }
-                State::Length { left } => self.read_length(left, spare)?,
+                State::Length { left } => match self.read_length(left, spare)? {
+                    Some(progress) => progress,
+                    None => return Ok(Step::Starved),
+                },
                 State::Bulk { left, missing } => self.read_bulk(left, missing),
                 State::Ready if self.oversized => return Ok(Step::Oversized),
                 State::Ready => return Ok(Step::Command),
@@ -276,41 +290,52 @@ impl Parser {
         Ok(true)
     }
 
-    fn read_length(&mut self, left: usize, spare: usize) -> Result<bool, ProtocolError> {
+    /// None when there is no memory now; the length is then read again later.
+    fn read_length(&mut self, left: usize, spare: Spare) -> Result<Option<bool>, ProtocolError> {
+        let before = self.at;
         let Some(&first) = self.buffer.get(self.start + self.at) else {
-            return Ok(false);
+            return Ok(Some(false));
         };
         if first != b'$' {
             return Err(ProtocolError::ExpectedBulk(first));
         }
         let Some(line) = self.line(ProtocolError::LongBulkLine)? else {
-            return Ok(false);
+            return Ok(Some(false));
         };
         let length = number(&self.buffer[line.start + 1..line.end]).ok_or(ProtocolError::BulkLength)?;
         if !(0..=VALUE_MAX as i64).contains(&length) {
             return Err(ProtocolError::BulkLength);
         }
         let length = length as usize;
-        self.total += length;
-        if self.total > COMMAND_MAX || self.at + length > spare.max(READ_AHEAD) {
+        let memory = self.at + length;
+        if self.total + length > COMMAND_MAX || memory > spare.ever.max(READ_AHEAD) {
             self.oversized = true;
             self.arguments.clear();
         }
         if self.oversized {
             self.discard();
+        } else if memory > spare.now.max(READ_AHEAD) {
+            self.at = before;
+            return Ok(None);
         } else {
-            let begin = self.at as u32;
-            self.arguments.push(begin..begin + length as u32);
-            let more = (self.start + self.at + length + 2).saturating_sub(self.buffer.len());
-            if length > READ_AHEAD {
-                self.buffer.reserve_exact(more + READ_AHEAD);
-            }
+            self.expect(length);
         }
+        self.total += length;
         self.state = State::Bulk {
             left,
             missing: length + 2,
         };
-        Ok(true)
+        Ok(Some(true))
+    }
+
+    /// An argument follows that is to be kept.
+    fn expect(&mut self, length: usize) {
+        let begin = self.at as u32;
+        self.arguments.push(begin..begin + length as u32);
+        if length > READ_AHEAD {
+            let more = (self.start + self.at + length + 2).saturating_sub(self.buffer.len());
+            self.buffer.reserve_exact(more + READ_AHEAD);
+        }
     }
 
     fn read_bulk(&mut self, left: usize, missing: usize) -> bool {

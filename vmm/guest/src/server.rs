@@ -50,6 +50,8 @@ pub struct Server<N, D> {
     slots: Vec<(SocketHandle, Slot)>,
     /// What large commands and replies hold, of all connections.
     excess: usize,
+    /// Since when the connection waits for memory that has waited longest.
+    oldest_wait: Option<Time>,
     next_sweep: Time,
     failed: bool,
     /// Rounds since the last wait.
@@ -62,6 +64,8 @@ struct Waiting {
     /// One could go on at once.
     nothing: bool,
     log: bool,
+    /// One needs memory; so much was held when it was refused.
+    memory: Option<usize>,
 }
 
 impl<N: Nic, D: Disk> Server<N, D> {
@@ -78,6 +82,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
             disk,
             slots,
             excess: 0,
+            oldest_wait: None,
             next_sweep: Time::ZERO,
             failed: false,
             rounds: 0,
@@ -100,6 +105,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
         self.disk.kick();
 
         waiting.nothing |= self.send();
+        waiting.nothing |= waiting.memory.is_some_and(|held| self.excess < held);
         self.stack.transmit(&mut self.nic);
         self.nic.kick();
         self.next(waiting)
@@ -108,6 +114,8 @@ impl<N: Nic, D: Disk> Server<N, D> {
     /// Executes what the clients have sent.
     fn execute(&mut self) -> Waiting {
         let mut waiting = Waiting::default();
+        let mut oldest_wait = None;
+        let buffers_max = self.db.memory.buffers_max;
         for (handle, slot) in &mut self.slots {
             let socket = self.stack.socket(*handle);
             if matches!(slot, Slot::Listening)
@@ -120,9 +128,20 @@ impl<N: Nic, D: Disk> Server<N, D> {
             let Slot::Open(conn) = slot else { continue };
             self.excess -= conn.excess();
             loop {
-                let spare = self.db.memory.buffers_max.saturating_sub(self.excess);
+                // First come, first served: whoever has not waited longest finds no shared memory.
+                let is_first = self
+                    .oldest_wait
+                    .is_none_or(|oldest| conn.starving() == Some(oldest));
+                let spare = if is_first {
+                    buffers_max.saturating_sub(self.excess)
+                } else {
+                    0
+                };
                 let stall = conn.execute(&mut self.db, spare);
                 waiting.log |= stall == Stall::Log;
+                if stall == Stall::Memory {
+                    waiting.memory = waiting.memory.max(Some(self.excess + conn.excess()));
+                }
                 if stall == Stall::Hungry && !socket.can_recv() && !socket.may_recv() {
                     conn.handle_end();
                 }
@@ -140,7 +159,9 @@ impl<N: Nic, D: Disk> Server<N, D> {
                 }
             }
             self.excess += conn.excess();
+            oldest_wait = [oldest_wait, conn.starving()].into_iter().flatten().min();
         }
+        self.oldest_wait = oldest_wait;
         waiting
     }
 
@@ -205,7 +226,9 @@ impl<N: Nic, D: Disk> Server<N, D> {
             return Next::Wait(Some(Duration::ZERO));
         }
         self.rounds = 0;
-        let sweep = (self.db.store.expiring() > 0).then(|| self.next_sweep.since(self.db.now));
+        // Keys go, and clients give up, when their time is over, not when something happens.
+        let sweep = (self.db.store.expiring() > 0 || waiting.memory.is_some())
+            .then(|| self.next_sweep.since(self.db.now));
         let wait = self.stack.wait();
         Next::Wait(match (wait, sweep) {
             (Some(wait), Some(sweep)) => Some(wait.min(sweep)),

@@ -83,7 +83,9 @@ fn a_backlog_full_of_bytes_is_not_read_into_until_it_is_delivered() {
     backup.handle_log_bytes(ms(1001), log(8, size)).unwrap();
     assert!(!backup.may_receive());
     backup.poll_deliver().unwrap();
-    assert!(backup.may_receive());
+    assert!(backup.may_receive() && !backup.may_resume());
+    backup.poll_deliver().unwrap();
+    assert!(backup.may_resume());
 }
 
 #[test]

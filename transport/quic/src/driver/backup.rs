@@ -9,7 +9,9 @@ use lockstep_protocol::{Backup, Heartbeat, LogFault, LogOffset, Message, NewerTe
 use quinn::{Connection, RecvStream};
 use tokio::time::sleep;
 
-use super::{Ending, GRACE, Report, broken, close, hear_control, misbehaved, obey, sleep_until, tell};
+use super::{
+    Ending, GRACE, LastWord, Report, broken, close, hear_control, misbehaved, obey, sleep_until, tell,
+};
 use crate::clock;
 use crate::link::{BackupEvents, BackupLink, BackupShared, PairConfig, SessionOver};
 use crate::session::{self, BackupSession};
@@ -28,6 +30,7 @@ pub(super) async fn run(config: PairConfig, mut events: Box<dyn BackupEvents>, r
     let machine = Backup::new(hello.term, hello.timing, hello.start, clock::now());
     let shared = Arc::new(BackupShared::new(machine));
     let link = BackupLink::new(shared.clone(), session.connection.clone(), session.theirs.clone());
+    let _last_word = LastWord(|why| shared.end(why));
     tell(&report, Ok(link));
 
     let driver = Driver {

@@ -9,7 +9,9 @@ use quinn::{Connection, SendStream};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::{Ending, GRACE, Report, broken, close, hear_control, misbehaved, obey, sleep_until, tell};
+use super::{
+    Ending, GRACE, LastWord, Report, broken, close, hear_control, misbehaved, obey, sleep_until, tell,
+};
 use crate::clock;
 use crate::link::{PairConfig, PrimaryEvents, PrimaryLink, PrimaryShared};
 use crate::session::{self, PrimarySession};
@@ -26,6 +28,7 @@ pub(super) async fn run(config: PairConfig, events: Box<dyn PrimaryEvents>, repo
         Primary::new(hello.term, hello.timing, hello.start, clock::now()).with_window(config.window);
     let shared = Arc::new(PrimaryShared::new(machine));
     let link = PrimaryLink::new(shared.clone(), session.connection.clone(), session.theirs.clone());
+    let _last_word = LastWord(|why| shared.end(why));
     tell(&report, Ok(link));
 
     let driver = Driver {

@@ -248,7 +248,7 @@ impl Intake {
         let Self::Session { backup, paused } = self else {
             return false;
         };
-        let resumes = *paused && backup.may_receive();
+        let resumes = *paused && backup.may_resume();
         *paused &= !resumes;
         resumes
     }

@@ -80,12 +80,13 @@ impl PrimaryLink {
     /// Blocks until the log window has room, the backup is lost, or the time is up. A lost backup is told first:
     /// a log that nobody reads has room enough.
     pub fn wait_room(&self, limit: Duration) -> Room {
-        let closed = |primary: &mut Primary| !primary.has_room() && self.shared.ended.get().is_none();
-        let waited = self
-            .shared
-            .room
-            .wait_timeout_while(self.shared.lock(), limit, closed);
-        let (primary, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut primary = self.shared.lock();
+        if !primary.has_room() {
+            let closed =
+                |primary: &mut Primary| !primary.has_ample_room() && self.shared.ended.get().is_none();
+            let waited = self.shared.room.wait_timeout_while(primary, limit, closed);
+            primary = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         match self.shared.ended.get() {
             Some(why) => Room::Lost(why.clone()),
             None if primary.has_room() => Room::Open,

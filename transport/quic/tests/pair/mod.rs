@@ -22,6 +22,13 @@ pub(crate) use relay::Relay;
 /// Longer than anything here takes, short enough to see a test hang.
 pub(crate) const LONG: Duration = Duration::from_secs(10);
 
+/// The test machine may be busy with other tests: nobody is lost but who is gone.
+pub(crate) const PATIENT: Timing = Timing {
+    heartbeat: Duration::from_millis(20),
+    timeout: Duration::from_secs(2),
+    lease: Duration::from_secs(1),
+};
+
 /// What the primary's driver reported.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
@@ -72,7 +79,7 @@ impl Host {
             config: Digest::new([1; 32]),
             template: Digest::new([2; 32]),
             devices: Digest::new([3; 32]),
-            timing: Timing::default(),
+            timing: PATIENT,
         };
         Self {
             identity: Identity::from_pems(node, &pems).unwrap(),
@@ -103,16 +110,15 @@ pub(crate) struct Pair {
     pub(crate) events: Receiver<Event>,
 }
 
-/// What each side gets when the two hosts meet.
-pub(crate) fn meet(
-    a: &Host,
-    b: &Host,
-    window: WindowLimit,
-) -> (
+/// What the primary gets, what the backup gets, and what the primary's driver reports.
+pub(crate) type Meeting = (
     Result<PrimaryLink, PairError>,
     Result<BackupLink, PairError>,
     Receiver<Event>,
-) {
+);
+
+/// What each side gets when the two hosts meet.
+pub(crate) fn meet(a: &Host, b: &Host, window: WindowLimit) -> Meeting {
     meet_over(a, b, window, |address| address)
 }
 
@@ -120,11 +126,8 @@ fn meet_over(
     a: &Host,
     b: &Host,
     window: WindowLimit,
-) -> (
-    Result<PrimaryLink, PairError>,
-    Result<BackupLink, PairError>,
-    Receiver<Event>,
-) {
+    wire: impl FnOnce(SocketAddr) -> SocketAddr,
+) -> Meeting {
     let (door, opened) = channel();
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = b.config(anywhere, a.identity.as_peer());
@@ -149,9 +152,11 @@ pub(crate) fn pair_with(window: WindowLimit) -> Pair {
     }
 }
 
-/// A pair whose wire can be cut.
+/// A pair with the default timing, whose wire can be cut.
 pub(crate) fn pair_with_wire() -> (Pair, Relay) {
-    let (a, b) = hosts();
+    let (mut a, mut b) = hosts();
+    a.hello.timing = Timing::default();
+    b.hello.timing = Timing::default();
     let mut wire = None;
     let (primary, backup, events) = meet_over(&a, &b, WindowLimit::default(), |address| {
         wire.insert(Relay::new(address)).address

@@ -12,24 +12,28 @@ use crate::units::Time;
 type Result = core::result::Result<(), Refusal>;
 
 pub(super) fn get(call: &mut Call<'_>) -> Result {
-    write_value(call, call.at(1));
-    Ok(())
+    write_value(call, call.at(1)).map(drop)
 }
 
 pub(super) fn mget(call: &mut Call<'_>) -> Result {
     call.reply.array(call.arguments.len() - 1);
-    for key in call.arguments.from(1) {
-        write_value(call, key);
-    }
-    Ok(())
+    call.arguments
+        .from(1)
+        .try_for_each(|key| write_value(call, key).map(drop))
 }
 
-fn write_value(call: &mut Call<'_>, key: &[u8]) -> bool {
-    match look(&call.db.store, key, call.db.now, &mut call.needs) {
+/// Writes a value; answers whether there is one. Stops the command when there is no room for it.
+fn write_value(call: &mut Call<'_>, key: &[u8]) -> core::result::Result<bool, Refusal> {
+    let entry = look(&call.db.store, key, call.db.now, &mut call.needs);
+    match entry {
         Some(entry) => call.reply.bulk(entry.value()),
         None => call.reply.null(),
     }
-    call.db.store.get(key, call.db.now).is_some()
+    if call.reply.is_too_long() {
+        Err(Refusal::LongReply)
+    } else {
+        Ok(entry.is_some())
+    }
 }
 
 pub(super) fn strlen(call: &mut Call<'_>) -> Result {
@@ -73,7 +77,7 @@ pub(super) fn set(call: &mut Call<'_>) -> Result {
     let old = look(&call.db.store, key, call.db.now, &mut call.needs);
     let (is_there, old_expires) = (old.is_some(), old.map_or(Time::ZERO, |entry| entry.expires()));
     if options.get {
-        write_value(call, key);
+        write_value(call, key)?;
     }
     if (options.only_new && is_there) || (options.only_old && !is_there) {
         if !options.get {
@@ -177,7 +181,7 @@ fn set_for(call: &mut Call<'_>, millis_per_unit: i64) -> Result {
 
 pub(super) fn getset(call: &mut Call<'_>) -> Result {
     let key = checked_key(call.at(1))?;
-    write_value(call, key);
+    write_value(call, key)?;
     call.change(&Op::Put {
         key,
         value: call.at(2),
@@ -188,7 +192,7 @@ pub(super) fn getset(call: &mut Call<'_>) -> Result {
 
 pub(super) fn getdel(call: &mut Call<'_>) -> Result {
     let key = call.at(1);
-    if write_value(call, key) {
+    if write_value(call, key)? {
         call.change(&Op::Delete { key });
     }
     Ok(())
