@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the stories under `tests/` and the xtask door are made of. Each module says which suite it belongs to.
+
+pub mod qemu;

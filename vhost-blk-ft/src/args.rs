@@ -14,7 +14,7 @@ use crate::disk::{DiskOptions, Sharing};
 /// serves a protected VM: it hands what it reads to the VMM instead of writing it to guest memory, and it holds every
 /// write until the backup host has the input that caused it.
 ///
-/// It serves one front-end after the other until it gets SIGTERM or SIGINT.
+/// It serves one front-end after the other until it gets SIGTERM or SIGINT, or only one with --once.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-blk-ft", version, after_help = EXAMPLES)]
 pub struct Args {
@@ -35,8 +35,12 @@ pub struct Args {
     pub mode: Mode,
 
     /// The guest may not write
-    #[arg(long)]
+    #[arg(long, alias = "readonly")]
     pub read_only: bool,
+
+    /// Exit when the first front-end disconnects, instead of waiting for the next
+    #[arg(long)]
+    pub once: bool,
 
     /// What the guest is told the disk is called; at most 20 bytes
     #[arg(long, value_name = "NAME", default_value = "lockstep", value_parser = parse_serial)]

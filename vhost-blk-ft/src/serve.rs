@@ -33,7 +33,7 @@ pub enum ListenError {
     Os(PathBuf, #[source] vhost::vhost_user::Error),
 }
 
-/// Runs until a signal ends the process; returns only when it cannot begin or cannot go on.
+/// Runs until a signal ends the process; returns when the only front-end has left, or when it cannot go on.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Threads inherit the mask, so this comes before the first of them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
@@ -54,6 +54,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let backend = Arc::new(Mutex::new(backend));
     loop {
         serve_one(&backend, &mut listener)?;
+        if args.once {
+            return Ok(());
+        }
     }
 }
 

@@ -117,6 +117,14 @@ fn a_front_end_that_left_is_followed_by_the_next_and_nothing_piles_up() {
 }
 
 #[test]
+fn a_process_for_one_front_end_leaves_with_it() {
+    let (mut device, front_end, _guest) = plain(&["--once"]);
+    drop(front_end);
+    assert!(device.wait_for_exit().success());
+    assert!(!device.path("blk.sock").exists());
+}
+
+#[test]
 fn a_process_told_to_leave_leaves_cleanly() {
     let (mut device, _front_end, mut guest) = plain(&[]);
     assert_eq!(guest.ask(OUT, 1, &[9; 512], 0).0, 0);

@@ -6,10 +6,12 @@
 
 use crate::board::{Board, PortDeed, clock};
 use crate::virtio::mmio::{MmioDeed, MmioDevice};
+use crate::virtio::ring::QUEUE_SIZE_MAX;
 use crate::vcpu::{Bus, Stop, Vcpu, VcpuError};
 use crate::{abi, boot, kvm, memory};
 use kvm_ioctls::VmFd;
 use lockstep_protocol::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -54,6 +56,33 @@ pub struct Exit {
     pub idle: Option<IdleLimit>,
     /// It is over.
     pub end: Option<End>,
+}
+
+/// The receive buffers of a network card, used up front to back.
+#[derive(Debug, Default)]
+pub struct ReceiveRoom {
+    capacities: VecDeque<usize>,
+    merges: bool,
+}
+
+impl ReceiveRoom {
+    /// Takes the buffers for a frame of `length` bytes; false, and nothing taken, when it does not fit.
+    pub fn take(&mut self, length: usize) -> bool {
+        let most = if self.merges { self.capacities.len() } else { 1 };
+        let mut room = 0;
+        let needed = self.capacities.iter().take(most).position(|capacity| {
+            room += capacity;
+            room >= length
+        });
+        needed.is_some_and(|last| self.capacities.drain(..=last).count() > 0)
+    }
+
+    /// Whether more buffers would not help a frame that did not fit.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        let enough = if self.merges { usize::from(QUEUE_SIZE_MAX) } else { 1 };
+        self.capacities.len() >= enough
+    }
 }
 
 /// A kick and what it made available.
@@ -177,11 +206,12 @@ impl Machine {
         self.parts.devices.get(usize::from(id.get()))
     }
 
-    /// How many frames the network card could take now.
+    /// What the buffers that the network card could use now take, in order.
     #[must_use]
-    pub fn receive_room(&self, id: DeviceId) -> u16 {
-        let ring = self.device(id).filter(|device| device.is_ready()).and_then(|device| device.rings().first());
-        ring.map_or(0, |ring| ring.waiting(&self.parts.memory))
+    pub fn receive_room(&self, id: DeviceId) -> ReceiveRoom {
+        let Some(device) = self.device(id).filter(|device| device.is_ready()) else { return ReceiveRoom::default() };
+        let capacities = device.rings().first().map(|ring| ring.waiting_capacities(&self.parts.memory));
+        ReceiveRoom { capacities: capacities.unwrap_or_default().into(), merges: device.merges_buffers() }
     }
 
     /// What the guest printed since the last call.

@@ -110,9 +110,9 @@ enum Ending {
 
 impl Ending {
     /// What the handle is told.
-    fn loss(self) -> PeerLost {
+    fn loss(&self) -> PeerLost {
         match self {
-            Self::Lost(why) => why,
+            Self::Lost(why) => why.clone(),
             Self::Ordered => PeerLost::Disconnected("this host ended the session".into()),
         }
     }
@@ -174,7 +174,10 @@ async fn say_goodbye(control: &mut MessageWriter, why: Parting) {
 }
 
 /// The session is over and everybody on this host knows it: let the peer know too.
-async fn close(endpoint: &PinnedEndpoint, ending: &PeerLost) {
-    let reason = Sentence::new(&ending.to_string());
+async fn close(endpoint: &PinnedEndpoint, ending: &Ending) {
+    let reason = match ending {
+        Ending::Lost(why) => Sentence::new(&why.to_string()),
+        Ending::Ordered => Sentence::new("it ended the session"),
+    };
     let _ = timeout(CLOSING, endpoint.close(CLOSED_ENDED, reason.as_str())).await;
 }

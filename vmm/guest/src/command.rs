@@ -5,14 +5,15 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::arguments::Arguments;
 use crate::commands;
 use crate::db::{Db, Session};
 use crate::limits::{CONNECTION_ALLOWANCE, REPLIES_HIGH, REPLY_MAX};
 use crate::log::Readiness;
 use crate::reply::Reply;
-use crate::resp::{Arguments, Spare};
+use crate::resp::Spare;
 use crate::store::op::{OP_BYTES, Op};
-use crate::store::{Entry, Store};
+use crate::store::{ENTRY_BYTES, Entry, Store};
 use crate::units::{Group, Time};
 
 /// Why a command is refused. The texts are Redis's, as far as Redis has the case.
@@ -139,11 +140,15 @@ fn admit(db: &Db, spec: &Spec, arguments: Arguments<'_>) -> Result<bool, Refusal
         Readiness::Failed => return Err(Refusal::DiskFailed),
     }
     if spec.effect == Effect::Grows {
-        let cost = arguments.total() + arguments.len() * OP_BYTES;
-        if !db.has_memory(cost) {
+        // At worst every second argument is a new key.
+        let (bytes, entries) = (arguments.total(), arguments.len() / 2);
+        if !db.has_memory(bytes + entries * ENTRY_BYTES) {
             return Err(Refusal::OutOfMemory);
         }
-        if !db.log.has_room(db.store.encoded() + cost as u64) {
+        if !db
+            .log
+            .has_room(db.store.encoded() + (bytes + entries * OP_BYTES) as u64)
+        {
             return Err(Refusal::DiskFull);
         }
     }
@@ -259,5 +264,4 @@ impl fmt::Display for Beginning<'_> {
 }
 
 #[cfg(test)]
-#[path = "command/tests.rs"]
 mod tests;

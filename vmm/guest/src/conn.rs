@@ -224,5 +224,4 @@ impl Conn {
 }
 
 #[cfg(test)]
-#[path = "conn/tests.rs"]
 mod tests;

@@ -99,9 +99,9 @@ impl Db {
             return;
         }
         for _ in 0..EXPIRY_STEP {
-            let (over, last) = self.store.find_over(self.sweep.as_deref(), EXPIRY_STEP, self.now);
-            self.sweep = last;
-            match over {
+            let search = self.store.find_over(self.sweep.as_deref(), EXPIRY_STEP, self.now);
+            self.sweep = search.last;
+            match search.over {
                 Some(key) => self.change(&Op::Delete { key: &key }),
                 None => return,
             };

@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+pub mod arguments;
 pub mod budget;
 pub mod cmdline;
 pub mod command;

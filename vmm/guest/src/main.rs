@@ -77,10 +77,10 @@ fn serve(boot: &BootPage<'_>, heap: usize, mut disk: impl Disk) -> ! {
     let log = if disk.sectors() == 0 {
         Log::volatile()
     } else {
-        log::open(&mut disk, &mut store, prng.next(), clock.now()).unwrap_or_else(|error| panic!("{error}"))
+        log::open(&mut disk, &mut store, prng.draw(), clock.now()).unwrap_or_else(|error| panic!("{error}"))
     };
     let connections = budget::connections(heap);
-    let (stack, handles) = Stack::new(&mut nic, &line, prng.next(), connections, clock.now());
+    let (stack, handles) = Stack::new(&mut nic, &line, prng.draw(), connections, clock.now());
     say(format_args!(
         "{} keys, at most {connections} clients, ready on port {}",
         store.len(),

@@ -10,8 +10,8 @@ impl Prng {
         Prng(xxhash_rust::xxh3::xxh3_64(seed))
     }
 
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
+    /// Draws a number.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }

@@ -1,6 +1,7 @@
 //! The main loop's body: one round takes in what has come, executes it, and sends what may leave. The image calls
 //! [`Server::turn`] again and again and idles for as long as it says. Never waits itself.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -36,7 +37,7 @@ pub enum Next {
 #[derive(Debug)]
 enum Slot {
     Listening,
-    Open(Conn),
+    Open(Box<Conn>),
     /// We are done with it, the other side may not be.
     Lingering(Time),
 }
@@ -123,7 +124,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
             {
                 self.db.accepted += 1;
                 self.db.clients += 1;
-                *slot = Slot::Open(Conn::new(self.db.accepted));
+                *slot = Slot::Open(Box::new(Conn::new(self.db.accepted)));
             }
             let Slot::Open(conn) = slot else { continue };
             self.excess -= conn.excess();

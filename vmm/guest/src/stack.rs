@@ -7,7 +7,7 @@ use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, Soc
 use smoltcp::phy::Device;
 use smoltcp::socket::tcp;
 use smoltcp::time as net;
-use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, IpCidr};
 
 use crate::cmdline::Cmdline;
 use crate::limits::SOCKET_BUFFER;
@@ -63,7 +63,7 @@ impl Stack {
         let mut interface = Interface::new(config, nic, instant(now, Duration::ZERO));
         interface.update_ip_addrs(|addresses| {
             // The list has room for the one address that it ever gets.
-            let _ = addresses.push(IpCidr::new(Ipv4Address::from(line.address).into(), line.prefix));
+            let _ = addresses.push(IpCidr::new(line.address.into(), line.prefix));
         });
         if let Some(gateway) = line.gateway {
             // As for the address.

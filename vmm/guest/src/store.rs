@@ -12,7 +12,7 @@ use crate::units::{Group, Time};
 use op::{OP_BYTES, Op};
 
 /// What an entry takes beside the bytes of key and value: its place in the tree, and the allocator's share.
-const ENTRY_BYTES: usize = 112;
+pub const ENTRY_BYTES: usize = 112;
 /// A value's memory is kept for a shorter one as long as the waste stays below this.
 const SLACK_MAX: usize = 256;
 
@@ -52,6 +52,15 @@ impl Entry {
     fn encoded(&self, key: &[u8]) -> u64 {
         (key.len() + self.value.len() + OP_BYTES) as u64
     }
+}
+
+/// What a search for a key whose time is over has come to.
+#[derive(Debug)]
+pub struct Search {
+    /// Such a key.
+    pub over: Option<Box<[u8]>>,
+    /// The last key that was looked at; none at the end of all keys.
+    pub last: Option<Box<[u8]>>,
 }
 
 /// All keys.
@@ -115,21 +124,20 @@ impl Store {
             .map(|(key, entry)| (&**key, entry))
     }
 
-    /// Among the `most` keys after `from`: one whose time is over, and the last key that was looked at.
-    pub fn find_over(
-        &self,
-        from: Option<&[u8]>,
-        most: usize,
-        now: Time,
-    ) -> (Option<Box<[u8]>>, Option<Box<[u8]>>) {
-        let mut last = None;
+    /// Looks among the `most` keys after `from` for one whose time is over.
+    pub fn find_over(&self, from: Option<&[u8]>, most: usize, now: Time) -> Search {
+        let mut search = Search {
+            over: None,
+            last: None,
+        };
         for (key, entry) in self.after(from).take(most) {
+            search.last = Some(key.into());
             if entry.is_over(now) {
-                return (Some(key.into()), Some(key.into()));
+                search.over = Some(key.into());
+                break;
             }
-            last = Some(key);
         }
-        (None, last.map(Into::into))
+        search
     }
 
     /// Makes a change that belongs to `group`.
@@ -250,7 +258,7 @@ mod tests {
         assert!(store.get(b"a", Time::from_nanos(9)).is_some());
         assert!(store.get(b"a", Time::from_nanos(10)).is_none());
         assert_eq!(
-            store.find_over(None, 8, Time::from_nanos(10)).0.as_deref(),
+            store.find_over(None, 8, Time::from_nanos(10)).over.as_deref(),
             Some(&b"a"[..])
         );
     }

@@ -4,7 +4,7 @@
 //! what is logged is what is injected, whatever a device process does to its ring meanwhile.
 
 use super::port::DevicePort;
-use crate::machine::Machine;
+use crate::machine::{Machine, ReceiveRoom};
 use crate::virtio::mmio::DeviceKind;
 use crate::virtio::ring::{QUEUE_SIZE_MAX, Ring};
 use lockstep_protocol::ids::{DeviceId, Head, QueueIndex};
@@ -34,17 +34,23 @@ pub(super) struct Batch {
     store: Vec<u8>,
     scratch: Vec<u8>,
     plans: Vec<Plan>,
-    frames: u16,
+    /// The buffers that are left for frames in this window; one network card has them all.
+    room: Option<ReceiveRoom>,
     wakes: bool,
 }
 
 impl Batch {
+    /// A new window begins; what did not enter in the last one stays.
+    pub(super) fn begin(&mut self) {
+        self.room = None;
+    }
+
     /// Takes in what `port` staged, as far as this window has room and the guest has buffers.
     pub(super) fn gather(&mut self, port: &mut DevicePort, machine: &Machine) {
         let Some(rings) = machine.device(port.id()).map(|device| device.rings()) else { return };
         self.gather_completions(port, rings);
         if port.kind() == DeviceKind::Net {
-            self.gather_frames(port, machine.receive_room(port.id()));
+            self.gather_frames(port, machine);
         }
     }
 
@@ -81,7 +87,7 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.store.clear();
         self.plans.clear();
-        self.frames = 0;
+        self.room = None;
         self.wakes = false;
     }
 
@@ -125,18 +131,19 @@ impl Batch {
         }
     }
 
-    fn gather_frames(&mut self, port: &mut DevicePort, room: u16) {
-        while port.is_alive() && self.has_room() && self.frames < room {
-            match port.staging.pop_frame(&mut self.scratch) {
-                Ok(None) => return,
-                Ok(Some(_)) => {
-                    let bytes = self.keep();
-                    self.plans.push(Plan::Frame { device: port.id, bytes });
-                    self.frames += 1;
-                    self.wakes = true;
-                }
-                Err(fault) => port.fail(&fault),
+    fn gather_frames(&mut self, port: &mut DevicePort, machine: &Machine) {
+        while self.has_room() && port.fetch_frame() {
+            let room = self.room.get_or_insert_with(|| machine.receive_room(port.id));
+            if room.take(port.frame.len()) {
+                let start = self.store.len();
+                self.store.extend_from_slice(&port.frame);
+                self.plans.push(Plan::Frame { device: port.id, bytes: start..self.store.len() });
+                self.wakes = true;
+            } else if !room.is_hopeless() {
+                // It waits, and those behind it, until the guest has buffers.
+                return;
             }
+            port.frame.clear();
         }
     }
 

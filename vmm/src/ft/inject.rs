@@ -70,9 +70,10 @@ impl Parts {
 
     fn receive(&mut self, id: DeviceId, frame: &[u8]) -> Result<(), InjectError> {
         let device = find(&mut self.devices, id)?;
+        let merges = device.merges_buffers();
         let ring = device.ring_mut(NET_RX).ok_or(InjectError::NoQueue(id, NET_RX))?;
         // A guest whose ring lies about its buffers loses the frame, on both hosts alike.
-        if ring.fill_next(&self.memory, frame) {
+        if ring.receive(&self.memory, frame, merges) {
             device.raise_interrupt();
         }
         Ok(())

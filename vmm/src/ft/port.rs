@@ -43,6 +43,8 @@ pub struct DevicePort {
     frontend: FrontEnd,
     /// Cleared when the process is not used any more; the VM goes on without it.
     alive: Arc<AtomicBool>,
+    /// The frame to be received next; empty when there is none.
+    pub(super) frame: Vec<u8>,
     /// Chains the device process is done with and that were not yet given back, per queue.
     pub(super) returned: Vec<u16>,
 }
@@ -70,6 +72,7 @@ impl DevicePort {
             staging,
             frontend,
             alive: Arc::new(AtomicBool::new(true)),
+            frame: Vec::new(),
             returned: vec![0; queues],
         })
     }
@@ -128,9 +131,21 @@ impl DevicePort {
     pub fn deactivate(&mut self) {
         let queues = self.returned.len();
         self.returned.fill(0);
+        self.frame.clear();
         if let Err(error) = self.frontend.deactivate(queues) {
             self.fail(&error);
         }
+    }
+
+    /// Makes sure that the next frame, if there is one, is in `frame`.
+    pub(super) fn fetch_frame(&mut self) -> bool {
+        if self.frame.is_empty() && self.is_alive() {
+            match self.staging.pop_frame(&mut self.frame) {
+                Ok(popped) => return popped.is_some(),
+                Err(fault) => self.fail(&fault),
+            }
+        }
+        self.is_alive() && !self.frame.is_empty()
     }
 
     /// Orders one chain. Waits while the process is behind with its orders: full means push back.

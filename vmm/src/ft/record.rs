@@ -93,6 +93,7 @@ impl Recorder {
     /// When the backup is lost, or the machine refuses an input.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
         follow_driver(&mut self.ports, machine, exit);
+        self.batch.begin();
         let deadline = exit.idle.map(|limit| self.deadline(limit));
         loop {
             if self.sink.is_lost() {

@@ -8,6 +8,7 @@ use super::ring::{QUEUE_SIZE_MAX, Ring};
 use lockstep_protocol::ids::{DeviceId, QueueIndex};
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as regs;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
 /// "virt", little-endian.
@@ -112,6 +113,12 @@ impl MmioDevice {
     #[must_use]
     pub fn features(&self) -> u64 {
         self.accepted
+    }
+
+    /// Whether the driver of a network card takes a frame in several buffers.
+    #[must_use]
+    pub fn merges_buffers(&self) -> bool {
+        self.kind == DeviceKind::Net && self.accepted >> VIRTIO_NET_F_MRG_RXBUF & 1 == 1
     }
 
     /// Whether the driver said that it is ready.

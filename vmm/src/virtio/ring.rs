@@ -7,15 +7,18 @@
 use lockstep_protocol::ids::Head;
 use std::collections::VecDeque;
 use std::io::Write;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// The largest queue that is offered.
 pub const QUEUE_SIZE_MAX: u16 = 256;
 /// `VRING_USED_F_NO_NOTIFY`: the guest need not kick this queue.
 const USED_F_NO_NOTIFY: u16 = 1;
+
+/// Where `num_buffers` lies in the header before every frame (virtio 1.2, section 5.1.6).
+const NUM_BUFFERS: Range<usize> = 10..12;
 
 /// A chain the guest made available and that is not yet used. Its descriptors are read when it is completed.
 type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
@@ -87,24 +90,49 @@ impl Ring {
         heads
     }
 
-    /// How many chains wait to be taken.
+    /// How many bytes each waiting chain takes, in the order in which they will be used.
     #[must_use]
-    pub fn waiting(&self, memory: &GuestMemoryMmap) -> u16 {
-        if self.broken || !self.queue.ready() {
-            return 0;
+    pub fn waiting_capacities(&self, memory: &GuestMemoryMmap) -> Vec<usize> {
+        let Ok(mut ahead) = Queue::try_from(self.queue.state()) else { return Vec::new() };
+        if self.broken || !ahead.ready() {
+            return Vec::new();
         }
-        self.queue
-            .avail_idx(memory, Ordering::Acquire)
-            .map_or(0, |idx| idx.0.wrapping_sub(self.queue.next_avail()).min(self.queue.size()))
+        ahead.iter(memory).map(|chains| chains.map(capacity).collect()).unwrap_or_default()
     }
 
-    /// Fills the next available chain with `bytes` and gives it back to the guest; false when there is none.
-    pub fn fill_next(&mut self, memory: &Arc<GuestMemoryMmap>, bytes: &[u8]) -> bool {
-        let Some(chain) = self.pop(memory) else { return false };
-        let head = chain.head_index();
-        let written = write_to(chain, memory, bytes);
-        self.give_back(memory, head, written);
+    /// Puts a received frame into the next available chains: one, or as many as it takes if the driver merges buffers.
+    /// False when the guest has no room for it; then nothing changed.
+    pub fn receive(&mut self, memory: &Arc<GuestMemoryMmap>, frame: &[u8], merges: bool) -> bool {
+        let before = self.queue.next_avail();
+        let mut chains = Vec::new();
+        let mut room = 0;
+        while room < frame.len() && (merges || chains.is_empty()) {
+            let Some(chain) = self.pop(memory) else { break };
+            room += capacity(chain.clone());
+            chains.push(chain);
+        }
+        if room < frame.len() || chains.is_empty() {
+            self.queue.set_next_avail(before);
+            return false;
+        }
+        self.fill(memory, chains, frame);
         true
+    }
+
+    fn fill(&mut self, memory: &Arc<GuestMemoryMmap>, chains: Vec<Chain>, frame: &[u8]) {
+        let mut frame = frame.to_vec();
+        let count = u16::try_from(chains.len()).unwrap_or(u16::MAX);
+        if let Some(field) = frame.get_mut(NUM_BUFFERS) {
+            field.copy_from_slice(&count.to_le_bytes());
+        }
+        let mut rest = &frame[..];
+        for chain in chains {
+            let (piece, later) = rest.split_at(rest.len().min(capacity(chain.clone())));
+            let head = chain.head_index();
+            let written = write_to(chain, memory, piece);
+            self.give_back(memory, head, written);
+            rest = later;
+        }
     }
 
     /// Completes an in-flight chain with `bytes` for its writable part; false when no such head is in flight.
@@ -138,6 +166,14 @@ impl Ring {
     fn give_back(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) {
         self.broken |= self.queue.add_used(memory, head, written).is_err();
     }
+}
+
+fn capacity<M>(chain: DescriptorChain<M>) -> usize
+where
+    M: Clone + Deref,
+    M::Target: GuestMemoryBackend,
+{
+    chain.writable().map(|descriptor| usize::try_from(descriptor.len()).unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
 }
 
 /// Writes as much of `bytes` as the chain's writable part takes; guest faults shorten it, they never fail the VMM.

@@ -85,6 +85,7 @@ fn a_backlog_full_of_bytes_is_not_read_into_until_it_is_delivered() {
     backup.poll_deliver().unwrap();
     assert!(backup.may_receive() && !backup.may_resume());
     backup.poll_deliver().unwrap();
+    backup.poll_deliver().unwrap();
     assert!(backup.may_resume());
 }
 

@@ -43,9 +43,8 @@ pub(super) async fn run(config: PairConfig, mut events: Box<dyn BackupEvents>, r
         driver.events.borrow_mut().peer_lost(why.clone());
     }
     drop(driver);
-    let why = ending.loss();
-    shared.end(why.clone());
-    close(&session.endpoint, &why).await;
+    shared.end(ending.loss());
+    close(&session.endpoint, &ending).await;
 }
 
 struct Driver<'a> {

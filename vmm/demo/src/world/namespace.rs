@@ -51,7 +51,7 @@ impl Network {
         up(&netlink, loopback).await.context("Cannot bring loopback up")?;
         netlink
             .link()
-            .add(LinkBridge::new(BRIDGE).up().build())
+            .add(LinkBridge::new(BRIDGE).address(BRIDGE_MAC.to_vec()).up().build())
             .execute()
             .await
             .context("Cannot make a bridge")?;
@@ -109,3 +109,6 @@ async fn index(netlink: &Handle, name: &str) -> anyhow::Result<Option<u32>> {
 }
 
 const BRIDGE: &str = "ls0";
+/// A bridge without an address of its own takes that of a port, and another one when the port goes: the outside would
+/// forget its neighbours in the moment of the kill, as no switch does.
+const BRIDGE_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x4c, 0x53, 0x00];

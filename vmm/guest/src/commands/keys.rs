@@ -2,9 +2,9 @@
 
 use core::time::Duration;
 
+use crate::arguments::number;
 use crate::command::{Call, Refusal, look};
 use crate::glob;
-use crate::resp::number;
 use crate::store::op::Op;
 use crate::units::Time;
 

@@ -3,11 +3,11 @@
 use alloc::string::String;
 use core::fmt::Write;
 
+use crate::arguments::number;
 use crate::command::{Call, Effect, Refusal, find};
 use crate::glob;
 use crate::limits::HASH_ROUNDS_MAX;
 use crate::prng;
-use crate::resp::number;
 
 type Result = core::result::Result<(), Refusal>;
 

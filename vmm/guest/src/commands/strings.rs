@@ -3,9 +3,9 @@
 use core::fmt::Write;
 use core::time::Duration;
 
+use crate::arguments::number;
 use crate::command::{Call, Refusal, look};
 use crate::limits::{KEY_MAX, VALUE_MAX};
-use crate::resp::number;
 use crate::store::op::Op;
 use crate::units::Time;
 

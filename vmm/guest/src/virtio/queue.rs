@@ -274,5 +274,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-#[path = "queue/tests.rs"]
 mod tests;

@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::GuestMemoryBackend;
 
 const WRITE: u16 = 2;
 
@@ -78,8 +77,30 @@ fn more_chains_than_are_in_flight_cannot_be_returned() {
 fn a_frame_without_a_buffer_is_not_taken() {
     let memory = memory();
     let mut ring = ring_with(&memory, &[]);
-    assert_eq!(ring.waiting(&memory), 0);
-    assert!(!ring.fill_next(&memory, b"frame"));
+    assert!(ring.waiting_capacities(&memory).is_empty());
+    assert!(!ring.receive(&memory, b"frame", false));
+}
+
+#[test]
+fn a_frame_larger_than_a_buffer_is_spread_over_several_and_says_so() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[16, 16, 16]);
+    assert_eq!(ring.waiting_capacities(&memory), [16, 16, 16]);
+    assert!(ring.receive(&memory, &[7; 20], true));
+    assert_eq!(used_idx(&memory, &ring), 2);
+    assert_eq!(memory.read_obj::<u16>(GuestAddress(0x8100 + 10)).unwrap(), 2);
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x8200 + 3)).unwrap(), 7);
+    assert_eq!(ring.waiting_capacities(&memory), [16]);
+}
+
+#[test]
+fn a_frame_that_does_not_fit_leaves_the_buffers_to_the_next() {
+    let memory = memory();
+    let mut ring = ring_with(&memory, &[16, 16]);
+    assert!(!ring.receive(&memory, &[7; 20], false));
+    assert!(!ring.receive(&memory, &[7; 40], true));
+    assert_eq!(used_idx(&memory, &ring), 0);
+    assert!(ring.receive(&memory, &[7; 14], false));
 }
 
 #[test]
@@ -110,7 +131,8 @@ proptest! {
             for head in ring.take_kicked(&memory) {
                 ring.complete(&memory, head, &frame);
             }
-            ring.fill_next(&memory, &frame);
+            ring.receive(&memory, &frame, true);
+            ring.waiting_capacities(&memory);
             prop_assert!(ring.inflight_len() <= usize::from(QUEUE_SIZE_MAX));
         }
     }
