@@ -27,7 +27,7 @@ pub(crate) struct Report {
     outage_ms: f64,
     /// From the fault until the survivor noticed.
     detect_ms: Option<f64>,
-    /// From the fault until the guest was live on the survivor.
+    /// From the fault until the survivor held the next term and its guest was live.
     takeover_ms: Option<f64>,
     replay_ms: Option<f64>,
     claim_ms: Option<f64>,
@@ -77,7 +77,7 @@ impl Report {
             broken_connections,
             outage_ms: round(seen.tally.longest_gap.as_secs_f64() * 1e3),
             detect_ms: since_fault("peer_lost").map(round),
-            takeover_ms: since_fault("live").map(round),
+            takeover_ms: since_fault("live").or_else(|| since_fault("claimed")).map(round),
             replay_ms: takeover.as_ref().map(|takeover| round(takeover.replay_ms)),
             claim_ms: takeover.as_ref().map(|takeover| round(takeover.claim_ms)),
             promote_ms: takeover.as_ref().map(|takeover| round(takeover.promote_ms)),

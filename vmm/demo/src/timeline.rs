@@ -86,7 +86,7 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
         samples: Samples::default(),
     };
     let fault_after = fault_after(args);
-    scene.watch(&a, fault_after).await;
+    scene.watch(&[&a], fault_after).await;
 
     let old = a.status().await.unwrap_or_default();
     if let Some(end) = a.ended()? {
@@ -170,15 +170,14 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Lets the clients work until `until` after their start and shows how `host` stands.
-    async fn watch(&mut self, host: &Host, until: Duration) {
+    /// Lets the clients work until `until` after their start and shows how the live one of `hosts` stands, or the first.
+    async fn watch(&mut self, hosts: &[&Host], until: Duration) {
         while self.start.elapsed() < until {
             let left = until.saturating_sub(self.start.elapsed());
             tokio::time::sleep(left.min(SAMPLE_INTERVAL)).await;
             self.sample();
             if self.samples.is_round() {
-                let status = host.status().await;
-                self.show(host, status.as_ref());
+                self.show(hosts).await;
             }
         }
     }
@@ -195,10 +194,11 @@ impl Scene<'_> {
     ) -> anyhow::Result<u64> {
         let end = Duration::from_secs(args.seconds).max(fault_after + AFTER_MIN);
         if fault == Fault::Pause {
-            self.watch(b, fault_after + PAUSE).await;
+            self.watch(&[b], fault_after + PAUSE).await;
             a.resume();
             self.progress.event("SIGCONT: host a is awake again");
-            self.watch(b, end.max(fault_after + PAUSE + AFTER_MIN)).await;
+            self.watch(&[b, a], end.max(fault_after + PAUSE + AFTER_MIN))
+                .await;
             return Ok(0);
         }
         let mut leaked = 0;
@@ -207,20 +207,22 @@ impl Scene<'_> {
             world.stop_arbiter()?;
             self.progress.event("the arbiter is away");
             quiet_until += away;
-            leaked = self.listen(b, fault_after + LEASE_AND_WIRE, quiet_until).await;
+            leaked = self
+                .listen(&[b, a], fault_after + LEASE_AND_WIRE, quiet_until)
+                .await;
             world.resume_arbiter();
             self.progress
                 .event(&format!("the arbiter is back; {leaked} replies came without it"));
         }
-        self.watch(b, end.max(quiet_until + AFTER_MIN)).await;
+        self.watch(&[b, a], end.max(quiet_until + AFTER_MIN)).await;
         Ok(leaked)
     }
 
     /// How many replies come between two moments after the start.
-    async fn listen(&mut self, host: &Host, from: Duration, until: Duration) -> u64 {
-        self.watch(host, from).await;
+    async fn listen(&mut self, hosts: &[&Host], from: Duration, until: Duration) -> u64 {
+        self.watch(hosts, from).await;
         let before = self.load.tally().acked;
-        self.watch(host, until).await;
+        self.watch(hosts, until).await;
         self.load.tally().acked - before
     }
 
@@ -229,20 +231,36 @@ impl Scene<'_> {
         self.samples.0.push((now, self.load.tally().acked));
     }
 
-    fn show(&mut self, host: &Host, status: Option<&Status>) {
-        let rate = self.samples.rate();
-        let who = match status {
-            Some(status) => format!(
-                "{} is {} in term {}",
-                host.name(),
-                status.role.replace('_', " "),
-                status.term
-            ),
-            None => format!("{} does not answer", host.name()),
-        };
+    async fn show(&mut self, hosts: &[&Host]) {
+        let mut who = None;
+        for host in hosts {
+            let status = host.status().await;
+            let live = status.as_ref().is_some_and(Status::is_live);
+            if live || who.is_none() {
+                who = Some(told(host, status.as_ref()));
+            }
+            if live {
+                break;
+            }
+        }
         let acked = self.samples.last().map_or(0, |(_, acked)| acked);
-        self.progress
-            .now(&format!("{acked} replies, {rate:.0} a second; {who}"));
+        let rate = self.samples.rate();
+        self.progress.now(&format!(
+            "{acked} replies, {rate:.0} a second; {}",
+            who.unwrap_or_default()
+        ));
+    }
+}
+
+fn told(host: &Host, status: Option<&Status>) -> String {
+    match status {
+        Some(status) => format!(
+            "{} is {} in term {}",
+            host.name(),
+            status.role.replace('_', " "),
+            status.term
+        ),
+        None => format!("{} does not answer", host.name()),
     }
 }
 
