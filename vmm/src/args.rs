@@ -77,6 +77,9 @@ pub(crate) struct RunArgs {
     /// Die when the process that started this one dies
     #[arg(long, hide = true)]
     pub(crate) die_with_parent: bool,
+    /// For tests: SIGKILL to the own process group once this record of the log was appended
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) die_at_record: Option<u64>,
 }
 
 /// What a node is at the start.

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use lockstep_protocol::ids::LogOffset;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command, LogFormat, RunArgs, StartRole};
@@ -53,6 +54,7 @@ fn run_options(args: RunArgs) -> anyhow::Result<run::RunOptions> {
         },
         alone: args.alone,
         die_with_parent: args.die_with_parent,
+        die_at_record: args.die_at_record.map(LogOffset::new),
     })
 }
 

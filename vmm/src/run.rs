@@ -23,7 +23,7 @@ use crate::spawn::{self, DeviceProcess};
 use crate::virtio::mmio::DeviceKind;
 use anyhow::Context;
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, Term};
+use lockstep_protocol::ids::{DeviceId, Holder, LogOffset, Incarnation, Term};
 use lockstep_staging::gate::Mode;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -44,6 +44,8 @@ pub struct RunOptions {
     pub alone: bool,
     /// Die with the process that started this one.
     pub die_with_parent: bool,
+    /// For tests: die like a host that loses power when this record was appended.
+    pub die_at_record: Option<LogOffset>,
 }
 
 /// What a node is at the start.
@@ -75,6 +77,7 @@ struct Host {
     seat: Seat,
     machine: Machine,
     console: Console,
+    die_at_record: Option<LogOffset>,
     /// Kept for their ends: a device process of ours dies with this value.
     _processes: Vec<DeviceProcess>,
 }
@@ -128,7 +131,8 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         cmdline: config.vm.cmdline.clone(),
         devices: ports.iter().map(DevicePort::window).collect(),
     })?;
-    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, console: Console::default(), _processes: processes };
+    let die_at_record = options.die_at_record;
+    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, console: Console::default(), die_at_record, _processes: processes };
     Ok((host, ports))
 }
 

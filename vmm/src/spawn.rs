@@ -102,6 +102,7 @@ fn start(kind: DeviceKind, node: &Node, arguments: &[&str]) -> Result<DeviceProc
         .arg(&sockets.vhost)
         .arg("--staging")
         .arg(&sockets.staging)
+        .arg("--once")
         .args(arguments)
         .spawn()
         .map_err(|error| SpawnError::Start(program, error))?;

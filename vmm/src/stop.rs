@@ -3,19 +3,34 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that is raised once.
+/// A request to stop, shared between threads.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    asked: AtomicBool,
+    heeded: AtomicBool,
+}
 
 impl Stop {
-    /// Asks the process to stop.
+    /// Asks the process to stop. Before the guest runs nobody looks, and there is nothing to leave in good order: the
+    /// process ends at once, and its device processes with it.
     pub fn ask(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.asked.store(true, Ordering::Release);
+        if !self.0.heeded.load(Ordering::Acquire) {
+            std::process::exit(0);
+        }
+    }
+
+    /// From now on somebody looks.
+    pub fn heed(&self) {
+        self.0.heeded.store(true, Ordering::Release);
     }
 
     /// Whether it is time.
     #[must_use]
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.asked.load(Ordering::Acquire)
     }
 }

@@ -73,7 +73,7 @@ fn story(arguments: &[&str]) -> Option<Value> {
         .lines()
         .last()
         .unwrap_or_else(|| panic!("no report; standard error says:\n{said}"));
-    let report: Value = serde_json::from_str(last).unwrap();
+    let report: Value = serde_json::from_str(last).expect("the last line is one JSON object");
     assert_eq!(output.status.code(), Some(0), "{report:#}\n{said}");
     Some(report)
 }
@@ -85,7 +85,10 @@ fn assert_nobody_noticed(report: &Value) {
     }
     assert_eq!(report["live_hosts"], 1, "{report:#}");
     assert_eq!(report["survivor_term"], 2, "{report:#}");
-    assert!(report["acked_ops"].as_u64().unwrap() > 1000, "{report:#}");
+    assert!(
+        report["acked_ops"].as_u64().is_some_and(|acked| acked > 1000),
+        "{report:#}"
+    );
 }
 
 #[test]

@@ -73,6 +73,10 @@ impl Disk for FileDisk {
         true
     }
 
+    fn flushes_in_order(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request> {
         let place = |sector: u64| sector * SECTOR_BYTES as u64;
         let (result, bytes) = match request {

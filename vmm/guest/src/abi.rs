@@ -10,6 +10,8 @@
 //!   [`IMAGE_BASE`] the VMM may keep what it likes beside the boot and the clock page, everything from there up
 //!   belongs to the guest.
 //! - The TSS has an I/O bitmap that opens the ports below.
+//! - The disk takes requests in their order: a flush covers every write queued before it, done or not. A request
+//!   carries at most [`DISK_TRANSFER_MAX`] bytes of data.
 //! - Two virtio-mmio (version 2) register files of [`MMIO_BYTES`] each; queues are polled, nothing interrupts.
 
 /// First bytes of the boot page: `LOCKSTEP` in ASCII.
@@ -31,6 +33,8 @@ pub const NET_MMIO: u64 = 0xd000_0000;
 pub const BLK_MMIO: u64 = 0xd000_1000;
 /// Size of one device's register file.
 pub const MMIO_BYTES: u64 = 0x1000;
+/// Most data bytes of one disk request.
+pub const DISK_TRANSFER_MAX: u32 = 1 << 20;
 /// RAM must end at or below this, so that it never covers device registers.
 pub const MAX_MEM_SIZE: u64 = NET_MMIO;
 /// Less RAM than this is refused by the guest.

@@ -27,8 +27,8 @@ pub enum Request {
         /// The data.
         bytes: Vec<u8>,
     },
-    /// Make everything durable whose write was done before this was submitted. A disk that needs no flush does
-    /// nothing, and is done.
+    /// Make everything durable whose write was done before this was submitted; see
+    /// [`Disk::flushes_in_order`] for more. A disk that needs no flush does nothing, and is done.
     Flush,
 }
 
@@ -53,6 +53,8 @@ pub trait Disk {
     fn sectors(&self) -> u64;
     /// Whether a write needs a flush to be durable. If not, it is durable when it is done.
     fn needs_flush(&self) -> bool;
+    /// Whether a flush covers every write that was submitted before it, and not only those that are done.
+    fn flushes_in_order(&self) -> bool;
     /// Starts a request; gives it back when there is no room for it now.
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request>;
     /// Tells the disk about everything submitted since the last time.
@@ -76,6 +78,10 @@ impl Disk for NoDisk {
 
     fn needs_flush(&self) -> bool {
         false
+    }
+
+    fn flushes_in_order(&self) -> bool {
+        true
     }
 
     fn submit(&mut self, _tag: Tag, request: Request) -> Result<(), Request> {

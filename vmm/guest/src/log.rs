@@ -52,6 +52,15 @@ enum Phase {
 struct Serving {
     writing: Option<Group>,
     flushing: Option<Group>,
+    /// A request was given back. At most two are ever out, so a disk that has no room for one is broken.
+    is_refused: bool,
+}
+
+impl Serving {
+    fn flush(&mut self, group: Group, disk: &mut impl Disk) {
+        self.is_refused |= disk.submit(FLUSH, Request::Flush).is_err();
+        self.flushing = Some(group);
+    }
 }
 
 /// Where the next batch goes.
@@ -212,32 +221,33 @@ impl Log {
                 }
             }
             Phase::Serving(serving) => {
-                self.durable = serving.flushing.take().unwrap_or(self.durable);
+                // A flush that overtook its write proves nothing; another will follow.
+                self.durable = serving.flushing.take().unwrap_or(self.durable).min(self.written);
             }
         }
     }
 
     fn serve(&mut self, mut serving: Serving, disk: &mut impl Disk, now: Time) {
-        if serving.flushing.is_none()
-            && self.durable < self.written
-            && disk.submit(FLUSH, Request::Flush).is_ok()
-        {
-            serving.flushing = Some(self.written);
+        if serving.flushing.is_none() && self.durable < self.written {
+            serving.flush(self.written, disk);
         }
-        self.phase = Phase::Serving(serving);
-        if serving.writing.is_some() || self.is_gathering_nothing() {
-            return;
+        if serving.writing.is_none() && !self.is_gathering_nothing() {
+            let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
+            if self.tail.sector + sectors <= self.tail.end {
+                self.send(&mut serving, sectors, disk, now);
+            } else if serving.flushing.is_none() {
+                return self.begin_compaction();
+            }
         }
-        let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
-        if self.tail.sector + sectors <= self.tail.end {
-            self.send(sectors, disk, now);
-        } else if serving.flushing.is_none() {
-            self.begin_compaction();
-        }
+        self.phase = if serving.is_refused {
+            Phase::Failed
+        } else {
+            Phase::Serving(serving)
+        };
     }
 
     /// Sends what has gathered, and begins the next group.
-    fn send(&mut self, sectors: u64, disk: &mut impl Disk, now: Time) {
+    fn send(&mut self, serving: &mut Serving, sectors: u64, disk: &mut impl Disk, now: Time) {
         let check = batch::seal(&mut self.gathered, self.tail.link, now);
         let mut next = core::mem::take(&mut self.spare);
         if next.capacity() > 2 * GROUP_BYTES {
@@ -245,28 +255,18 @@ impl Log {
         }
         batch::begin(&mut next);
         let bytes = core::mem::replace(&mut self.gathered, next);
-        match disk.submit(
-            WRITE,
-            Request::Write {
-                sector: self.tail.sector,
-                bytes,
-            },
-        ) {
-            Ok(()) => {
-                self.phase = match self.phase {
-                    Phase::Serving(serving) => Phase::Serving(Serving {
-                        writing: Some(self.group),
-                        ..serving
-                    }),
-                    _ => unreachable!("only a serving log sends"),
-                };
-                self.group = self.group.next();
-                self.tail.sector += sectors;
-                self.tail.link = self.tail.link.next(check);
-            }
-            // At most three requests are ever out, so a disk that has no room for one is broken.
-            Err(_) => self.phase = Phase::Failed,
+        let write = Request::Write {
+            sector: self.tail.sector,
+            bytes,
+        };
+        serving.is_refused |= disk.submit(WRITE, write).is_err();
+        serving.writing = Some(self.group);
+        if serving.flushing.is_none() && disk.needs_flush() && disk.flushes_in_order() {
+            serving.flush(self.group, disk);
         }
+        self.group = self.group.next();
+        self.tail.sector += sectors;
+        self.tail.link = self.tail.link.next(check);
     }
 
     /// What has gathered is in the store already, so the snapshot will hold it.

@@ -147,8 +147,17 @@ pub struct PairSink {
     lost: Arc<AtomicBool>,
 }
 
-impl LogSink for PairSink {
-    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, NobodyToLogFor> {
+impl PairSink {
+    /// Appends `inputs`; the last one closes the window if `closes`.
+    ///
+    /// # Errors
+    /// When the backup is lost; nothing was appended then.
+    pub(super) fn append_part(
+        &mut self,
+        position: Position,
+        inputs: &[Input<&[u8]>],
+        closes: bool,
+    ) -> Result<LogOffset, NobodyToLogFor> {
         // Full means push back: the vCPU stands in its window until the backup holds more of the log.
         loop {
             match self.link.wait_room(STOP_LOOK) {
@@ -160,7 +169,7 @@ impl LogSink for PairSink {
         let mut primary = self.link.lock();
         let start = primary.end();
         for (nth, input) in (1..).zip(inputs) {
-            primary.append(position, nth == inputs.len(), input.borrowed());
+            primary.append(position, closes && nth == inputs.len(), input.borrowed());
         }
         let pause = primary.slowdown();
         drop(primary);
@@ -169,6 +178,22 @@ impl LogSink for PairSink {
             std::thread::sleep(pause);
         }
         Ok(start)
+    }
+
+    /// Where the log ends now.
+    pub(super) fn end(&self) -> LogOffset {
+        self.link.lock().end()
+    }
+
+    /// How much of it the backup holds.
+    pub(super) fn acked(&self) -> LogOffset {
+        self.link.lock().acked()
+    }
+}
+
+impl LogSink for PairSink {
+    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, NobodyToLogFor> {
+        self.append_part(position, inputs, true)
     }
 
     fn is_lost(&self) -> bool {

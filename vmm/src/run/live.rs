@@ -2,6 +2,7 @@
 
 use super::{Ended, Host, start};
 use crate::board::clock::HostClock;
+use crate::ft::die::DyingSink;
 use crate::ft::pair::PrimarySide;
 use crate::ft::port::DevicePort;
 use crate::ft::record::{LogSink, PeerLost, Recorder, WindowError};
@@ -74,8 +75,12 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Primary, term);
     host.monitor.note(What::Live);
+    let sink: Box<dyn LogSink> = match host.die_at_record {
+        Some(last) => Box::new(DyingSink::new(pair.sink(), last)),
+        None => Box::new(pair.sink()),
+    };
     let recorder = Recorder::new(
-        Box::new(pair.sink()),
+        sink,
         ports,
         HostClock::starting_at(GuestTime::ZERO),
         host.waker.clone(),
@@ -84,6 +89,7 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
 }
 
 fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
+    host.stop.heed();
     let seed = rand::random();
     while let Err(error) = live.recorder.power_on(&mut host.machine, seed) {
         live.survive(host, error)?;

@@ -27,6 +27,7 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
     host.monitor.note(What::PeerConnected);
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
+    host.stop.heed();
     let replayer = Replayer::new(Box::new(pair.source()), ports);
     Shadow { replayer, pair }.run(host)
 }

@@ -33,6 +33,10 @@ impl Disk for Slow {
         false
     }
 
+    fn flushes_in_order(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request> {
         let bytes = match request {
             Request::Read { bytes, .. } | Request::Write { bytes, .. } => bytes,

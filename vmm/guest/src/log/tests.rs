@@ -25,6 +25,7 @@ struct Journal {
     done: VecDeque<Done>,
     /// Fail this many events from now.
     fail_in: Option<usize>,
+    is_in_order: bool,
 }
 
 impl Journal {
@@ -61,6 +62,10 @@ impl Disk for Journal {
 
     fn needs_flush(&self) -> bool {
         true
+    }
+
+    fn flushes_in_order(&self) -> bool {
+        self.is_in_order
     }
 
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request> {
@@ -255,7 +260,19 @@ fn changes_gather_while_a_batch_is_on_its_way() {
 
 #[test]
 fn power_may_fail_after_any_event_and_within_any_write() {
-    let mut life = Life::begin(Journal::blank());
+    fail_everywhere(Journal::blank());
+}
+
+#[test]
+fn power_may_fail_at_any_point_on_a_disk_that_flushes_in_order() {
+    fail_everywhere(Journal {
+        is_in_order: true,
+        ..Journal::blank()
+    });
+}
+
+fn fail_everywhere(disk: Journal) {
+    let mut life = Life::begin(disk);
     // Compactions included: the disk holds about fifty of these values.
     life.run(400);
     assert!(life.log.compactions() >= 3);

@@ -5,7 +5,9 @@ use alloc::vec::Vec;
 
 use super::mmio::{Kind, OpenError, Registers, Transport};
 use super::queue::{Finished, Piece, Queue};
+use crate::abi::DISK_TRANSFER_MAX;
 use crate::disk::{Disk, DiskError, Done, Request, SECTOR_BYTES, Tag};
+use crate::limits::BATCH_MAX;
 
 const FEATURE_RO: u64 = 1 << 5;
 const FEATURE_FLUSH: u64 = 1 << 9;
@@ -20,6 +22,20 @@ const STATUS_OK: u8 = 0;
 /// What the status byte holds before the device writes it.
 const STATUS_UNSET: u8 = 0xff;
 const HEADER_BYTES: usize = 16;
+/// Data of one request at most: abi.rs allows no more.
+const TRANSFER_MAX: usize = DISK_TRANSFER_MAX as usize;
+/// The longest write in its parts, and one request beside it.
+const DESCRIPTORS_MIN: usize = 3 * (BATCH_MAX.div_ceil(TRANSFER_MAX) + 1);
+
+/// A write that is too long for one request.
+#[derive(Debug)]
+struct Split {
+    tag: Tag,
+    /// How many of its requests are out.
+    left: usize,
+    result: Result<(), DiskError>,
+    bytes: Vec<u8>,
+}
 
 /// The disk.
 #[derive(Debug)]
@@ -27,8 +43,9 @@ pub struct Blk {
     transport: Transport,
     queue: Queue,
     sectors: u64,
-    /// Whose request each head is, and whether it carries data.
+    /// Whose request each head is.
     tags: Vec<Option<Tag>>,
+    split: Option<Split>,
     /// Flushes that the device needs not be asked for.
     vain: Vec<Tag>,
     idle: fn(),
@@ -39,7 +56,7 @@ impl Blk {
     pub fn open(registers: Registers, idle: fn()) -> Result<Self, OpenError> {
         let mut transport = Transport::open(registers, Kind::Blk, |_| FEATURE_FLUSH | FEATURE_RO)?;
         let queue = transport.queue(QUEUE, QUEUE_SIZE)?;
-        if queue.size() < 4 {
+        if usize::from(queue.size()) < DESCRIPTORS_MIN {
             return Err(OpenError::Queue(QUEUE));
         }
         let sectors = transport.config_long(0);
@@ -50,6 +67,7 @@ impl Blk {
             queue,
             sectors,
             tags,
+            split: None,
             vain: Vec::new(),
             idle,
         })
@@ -60,18 +78,66 @@ impl Blk {
         self.transport.has(FEATURE_RO)
     }
 
-    fn done(&mut self, finished: Finished, tag: Tag) -> Done {
+    fn write(&mut self, tag: Tag, sector: u64, bytes: Vec<u8>) -> Result<(), Request> {
+        if bytes.len() <= TRANSFER_MAX {
+            self.send(
+                tag,
+                [header(TYPE_OUT, sector), Piece::from_driver(bytes), status()],
+            );
+            return Ok(());
+        }
+        let left = bytes.len().div_ceil(TRANSFER_MAX);
+        if self.split.is_some() || self.queue.room() < 3 * left {
+            return Err(Request::Write { sector, bytes });
+        }
+        for (at, part) in bytes.chunks(TRANSFER_MAX).enumerate() {
+            let sector = sector + (at * TRANSFER_MAX / SECTOR_BYTES) as u64;
+            self.send(
+                tag,
+                [
+                    header(TYPE_OUT, sector),
+                    Piece::from_driver(part.to_vec()),
+                    status(),
+                ],
+            );
+        }
+        self.split = Some(Split {
+            tag,
+            left,
+            result: Ok(()),
+            bytes,
+        });
+        Ok(())
+    }
+
+    /// The caller has looked for room.
+    fn send<const N: usize>(&mut self, tag: Tag, pieces: [Piece; N]) {
+        let head = self.queue.add(pieces).expect("the caller has looked for room");
+        self.tags[usize::from(head)] = Some(tag);
+    }
+
+    /// What a chain's end means for its request; none if other chains of it are still out.
+    fn finish(&mut self, finished: Finished, tag: Tag) -> Option<Done> {
         let [_, second, third] = finished.buffers;
         let (bytes, status) = match third {
             Some(status) => (second.unwrap_or_default(), Some(status)),
             None => (Vec::new(), second),
         };
         let ok = status.is_some_and(|status| status.first() == Some(&STATUS_OK));
-        Done {
-            tag,
-            result: if ok { Ok(()) } else { Err(DiskError) },
-            bytes,
+        let result = if ok { Ok(()) } else { Err(DiskError) };
+        let Some(split) = self.split.as_mut().filter(|split| split.tag == tag) else {
+            return Some(Done { tag, result, bytes });
+        };
+        split.result = split.result.and(result);
+        split.left -= 1;
+        if split.left > 0 {
+            return None;
         }
+        self.split.take().map(|split| Done {
+            tag,
+            result: split.result,
+            bytes: split.bytes,
+        })
     }
 }
 
@@ -84,28 +150,23 @@ impl Disk for Blk {
         self.transport.has(FEATURE_FLUSH)
     }
 
+    /// abi.rs promises it.
+    fn flushes_in_order(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request> {
         if self.queue.room() < 3 {
             return Err(request);
         }
-        let status = Piece::for_device(alloc::vec![STATUS_UNSET]);
-        let added = match request {
-            Request::Read { sector, bytes } => self
-                .queue
-                .add([header(TYPE_IN, sector), Piece::for_device(bytes), status])
-                .ok(),
-            Request::Write { sector, bytes } => self
-                .queue
-                .add([header(TYPE_OUT, sector), Piece::from_driver(bytes), status])
-                .ok(),
-            Request::Flush if !self.needs_flush() => {
-                self.vain.push(tag);
-                return Ok(());
+        match request {
+            Request::Read { sector, bytes } => {
+                self.send(tag, [header(TYPE_IN, sector), Piece::for_device(bytes), status()]);
             }
-            Request::Flush => self.queue.add([header(TYPE_FLUSH, 0), status]).ok(),
-        };
-        let head = added.expect("there is room for three pieces");
-        self.tags[usize::from(head)] = Some(tag);
+            Request::Write { sector, bytes } => return self.write(tag, sector, bytes),
+            Request::Flush if self.needs_flush() => self.send(tag, [header(TYPE_FLUSH, 0), status()]),
+            Request::Flush => self.vain.push(tag),
+        }
         Ok(())
     }
 
@@ -129,8 +190,9 @@ impl Disk for Blk {
         }
         loop {
             let finished = self.queue.pop()?;
-            if let Some(tag) = self.tags[usize::from(finished.head)].take() {
-                return Some(self.done(finished, tag));
+            let tag = self.tags[usize::from(finished.head)].take();
+            if let Some(done) = tag.and_then(|tag| self.finish(finished, tag)) {
+                return Some(done);
             }
         }
     }
@@ -140,6 +202,10 @@ impl Disk for Blk {
             (self.idle)();
         }
     }
+}
+
+fn status() -> Piece {
+    Piece::for_device(alloc::vec![STATUS_UNSET])
 }
 
 fn header(kind: u32, sector: u64) -> Piece {
