@@ -1,4 +1,5 @@
 //! The xtask door: every suite and chore that is more than `cargo test`. A thin dispatcher; each does its work elsewhere.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

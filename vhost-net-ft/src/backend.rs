@@ -68,14 +68,7 @@ impl VhostUserBackend for NetBackend {
     }
 
     fn features(&self) -> u64 {
-        let device = self.device();
-        // QEMU enables a network device's rings before it sets any features (7.2 to 10), which the vhost crate refuses
-        // once this bit was offered. Without it rings are enabled by SET_FEATURES, and every front-end copes.
-        let protocol = match device.may_be_protected() {
-            true => VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
-            false => 0,
-        };
-        device.facts().features | protocol
+        self.device().facts().features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn acked_features(&self, features: u64) {

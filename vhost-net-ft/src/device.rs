@@ -102,11 +102,6 @@ impl Device {
         &self.facts
     }
 
-    /// Whether a VMM of ours may be the front-end.
-    pub fn may_be_protected(&self) -> bool {
-        self.staging.is_some()
-    }
-
     /// A new front-end is about to connect: what the last one set up is gone.
     pub fn forget_front_end(&mut self) {
         self.memory = None;

@@ -5,7 +5,8 @@
 //! until the gate lets it leave (protected) or not at all (plain) → `tap`.
 //!
 //! Read in this order: `wakes` (why we wake), `device` (what each wake-up does), `rx` and `tx` (frames), `session` (one
-//! protected VM), `sink` and `queue` (who completes), then the edges: `backend`, `serve`, `tap`, `frame`, `args`.
+//! protected VM), `sink` and `queue` (who completes), then the edges: `backend`, `serve`, `front_door`,
+//! `tap`, `frame`, `args`.
 //!
 //! A frame of a protected VM leaves only through `tx::HeldFrames::release`, and no file here writes a protected guest's
 //! memory. `unsafe` is allowed in `tap` alone.
@@ -17,6 +18,7 @@ pub mod device;
 #[cfg(test)]
 mod fake;
 pub mod frame;
+pub mod front_door;
 pub mod limits;
 pub mod queue;
 pub mod rx;

@@ -8,6 +8,12 @@ pub const QUEUES: usize = 2;
 /// Entries that a queue may have: what virtio-net drivers use at most.
 pub const QUEUE_SIZE_MAX: usize = 1024;
 
+/// Bytes of one vhost-user message behind its header: the vhost crate takes no more.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Descriptors that one vhost-user message carries: one for each of the regions of its largest memory table.
+pub const MESSAGE_DESCRIPTORS_MAX: usize = 32;
+
 /// Frames read from the tap before other wake-ups get their turn.
 pub const RX_BURST: usize = 256;
 

@@ -1,4 +1,5 @@
 //! The process: reads the command line, sets up logs, serves, and says in one sentence why it could not.
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::io::IsTerminal;

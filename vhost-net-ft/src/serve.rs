@@ -20,6 +20,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::args::Args;
 use crate::backend::{NetBackend, device_config, device_features};
 use crate::device::{Device, DeviceError};
+use crate::front_door::FrontDoor;
 use crate::queue::Memory;
 use crate::tap::Tap;
 use crate::wakes::Wake;
@@ -62,7 +63,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     let signals = block_signals()?;
     let device = Device::new(&args.tap, tap, args.staging.as_deref(), facts, args.mac)?;
     let backend = Arc::new(NetBackend::new(device));
-    let mut listener = listen(&args.socket)?;
+    let listener = listen(&args.socket)?;
     let sockets = std::iter::once(&args.socket)
         .chain(&args.staging)
         .cloned()
@@ -70,7 +71,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     exit_on(signals, sockets)?;
     tracing::info!(tap = args.tap, socket = %args.socket.display(), "Ready");
     loop {
-        serve_one(&backend, &mut listener)?;
+        serve_one(&backend, &listener, &args.socket)?;
         if args.once {
             return Ok(());
         }
@@ -78,7 +79,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
 }
 
 /// One front-end, from its connecting to its leaving.
-fn serve_one(backend: &Arc<NetBackend>, listener: &mut Listener) -> Result<(), ServeError> {
+fn serve_one(backend: &Arc<NetBackend>, listener: &Listener, socket: &Path) -> Result<(), ServeError> {
     let failed = |error: vhost_user_backend::Error| ServeError::Daemon(error.to_string());
     backend.device().forget_front_end();
     let memory = GuestMemoryAtomic::new(Memory::new());
@@ -88,8 +89,15 @@ fn serve_one(backend: &Arc<NetBackend>, listener: &mut Listener) -> Result<(), S
     for worker in daemon.get_epoll_handlers() {
         worker.register_listener(wakes, EventSet::IN, Wake::Own as u64)?;
     }
-    daemon.start(listener).map_err(failed)?;
+    let front_end = loop {
+        match listener.accept() {
+            Ok(Some(front_end)) => break front_end,
+            Ok(None) => {}
+            Err(error) => return Err(ServeError::Daemon(error.to_string())),
+        }
+    };
     tracing::info!("A front-end connected");
+    FrontDoor::beside(socket)?.admit(front_end, |inner| daemon.start_client(inner).map_err(failed))?;
     match daemon.wait() {
         Ok(()) => tracing::info!("The front-end left"),
         // Leaving and misbehaving look alike here, and both end no more than the connection.

@@ -5,10 +5,18 @@
 //! 3. [`vcpu`]: from one synchronous exit to the next.
 //! 4. [`ft`]: what happens in the window between them, on a primary and on a backup.
 //! 5. [`status`] and [`cli`]: what people see of it.
+#![deny(unsafe_code)]
 
 /// What the VMM and the micro guest agreed on; one text for both.
 #[path = "../guest/src/abi.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs, clippy::all, clippy::unwrap_used)]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "each side uses its half; the guest's own lints judge it"
+)]
 pub mod abi;
 pub mod board;
 pub mod boot;
@@ -17,6 +25,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod ft;
+#[allow(unsafe_code, reason = "guest memory is handed to KVM as raw addresses")]
 pub mod kvm;
 pub mod machine;
 pub mod memory;

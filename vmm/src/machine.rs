@@ -6,7 +6,7 @@
 
 use crate::board::{Board, PortDeed, clock};
 use crate::virtio::mmio::{MmioDeed, MmioDevice};
-use crate::virtio::ring::QUEUE_SIZE_MAX;
+use crate::virtio::ring::{LookAhead, QUEUE_SIZE_MAX};
 use crate::vcpu::{Bus, Stop, Vcpu, VcpuError};
 use crate::{abi, boot, kvm, memory};
 use kvm_ioctls::VmFd;
@@ -58,30 +58,39 @@ pub struct Exit {
     pub end: Option<End>,
 }
 
-/// The receive buffers of a network card, used up front to back.
-#[derive(Debug, Default)]
+/// The receive buffers of a network card, used front to back and looked at only as far as needed.
+#[derive(Debug)]
 pub struct ReceiveRoom {
-    capacities: VecDeque<usize>,
+    ahead: Option<LookAhead>,
+    /// Capacities that were looked at and not yet taken.
+    seen: VecDeque<usize>,
     merges: bool,
 }
 
 impl ReceiveRoom {
     /// Takes the buffers for a frame of `length` bytes; false, and nothing taken, when it does not fit.
     pub fn take(&mut self, length: usize) -> bool {
-        let most = if self.merges { self.capacities.len() } else { 1 };
-        let mut room = 0;
-        let needed = self.capacities.iter().take(most).position(|capacity| {
-            room += capacity;
-            room >= length
-        });
-        needed.is_some_and(|last| self.capacities.drain(..=last).count() > 0)
+        let most = if self.merges { usize::MAX } else { 1 };
+        let (mut buffers, mut room) = (0, 0);
+        while room < length && buffers < most {
+            if buffers == self.seen.len() {
+                let Some(capacity) = self.ahead.as_mut().and_then(Iterator::next) else { return false };
+                self.seen.push_back(capacity);
+            }
+            room += self.seen[buffers];
+            buffers += 1;
+        }
+        if room >= length {
+            self.seen.drain(..buffers);
+        }
+        room >= length
     }
 
     /// Whether more buffers would not help a frame that did not fit.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
         let enough = if self.merges { usize::from(QUEUE_SIZE_MAX) } else { 1 };
-        self.capacities.len() >= enough
+        self.seen.len() >= enough
     }
 }
 
@@ -206,12 +215,15 @@ impl Machine {
         self.parts.devices.get(usize::from(id.get()))
     }
 
-    /// What the buffers that the network card could use now take, in order.
+    /// The buffers that the network card could use now.
     #[must_use]
     pub fn receive_room(&self, id: DeviceId) -> ReceiveRoom {
-        let Some(device) = self.device(id).filter(|device| device.is_ready()) else { return ReceiveRoom::default() };
-        let capacities = device.rings().first().map(|ring| ring.waiting_capacities(&self.parts.memory));
-        ReceiveRoom { capacities: capacities.unwrap_or_default().into(), merges: device.merges_buffers() }
+        let device = self.device(id).filter(|device| device.is_ready());
+        ReceiveRoom {
+            ahead: device.and_then(|device| device.rings().first()).map(|ring| ring.look_ahead(&self.parts.memory)),
+            seen: VecDeque::new(),
+            merges: device.is_some_and(MmioDevice::merges_buffers),
+        }
     }
 
     /// What the guest printed since the last call.

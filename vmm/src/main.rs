@@ -1,5 +1,6 @@
 //! `lockstep`: parses the command line, starts the log, hands over to the command and prints why it failed. Nothing is
 //! decided here. Standard output carries only what a command was asked for; everything else goes to standard error.
+#![forbid(unsafe_code)]
 
 mod args;
 
@@ -64,7 +65,7 @@ fn start_log(format: LogFormat, command: &Command) {
     let default = if matches!(command, Command::Run(_)) {
         "info"
     } else {
-        "warn"
+        ONE_SHOT_LOG
     };
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let lines = tracing_subscriber::fmt()
@@ -75,3 +76,6 @@ fn start_log(format: LogFormat, command: &Command) {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
     }
 }
+
+/// The netlink crate warns about every attribute that is newer than itself; the demo has no use for them.
+const ONE_SHOT_LOG: &str = "warn,netlink_packet_route=error";

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// The largest queue that is offered.
@@ -90,14 +90,11 @@ impl Ring {
         heads
     }
 
-    /// How many bytes each waiting chain takes, in the order in which they will be used.
+    /// A look ahead at the chains that wait, changing nothing.
     #[must_use]
-    pub fn waiting_capacities(&self, memory: &GuestMemoryMmap) -> Vec<usize> {
-        let Ok(mut ahead) = Queue::try_from(self.queue.state()) else { return Vec::new() };
-        if self.broken || !ahead.ready() {
-            return Vec::new();
-        }
-        ahead.iter(memory).map(|chains| chains.map(capacity).collect()).unwrap_or_default()
+    pub fn look_ahead(&self, memory: &Arc<GuestMemoryMmap>) -> LookAhead {
+        let queue = Queue::try_from(self.queue.state()).ok().filter(|queue| !self.broken && queue.ready());
+        LookAhead { queue, memory: Arc::clone(memory) }
     }
 
     /// Puts a received frame into the next available chains: one, or as many as it takes if the driver merges buffers.
@@ -120,18 +117,17 @@ impl Ring {
     }
 
     fn fill(&mut self, memory: &Arc<GuestMemoryMmap>, chains: Vec<Chain>, frame: &[u8]) {
-        let mut frame = frame.to_vec();
-        let count = u16::try_from(chains.len()).unwrap_or(u16::MAX);
-        if let Some(field) = frame.get_mut(NUM_BUFFERS) {
-            field.copy_from_slice(&count.to_le_bytes());
-        }
-        let mut rest = &frame[..];
+        let count = u16::try_from(chains.len()).unwrap_or(u16::MAX).to_le_bytes();
+        let (mut rest, mut first) = (frame, true);
         for chain in chains {
             let (piece, later) = rest.split_at(rest.len().min(capacity(chain.clone())));
             let head = chain.head_index();
-            let written = write_to(chain, memory, piece);
+            let written = match piece.split_at_checked(NUM_BUFFERS.end) {
+                Some((header, body)) if first => write_to(chain, memory, &[&header[..NUM_BUFFERS.start], &count, body]),
+                _ => write_to(chain, memory, &[piece]),
+            };
             self.give_back(memory, head, written);
-            rest = later;
+            (rest, first) = (later, false);
         }
     }
 
@@ -139,7 +135,7 @@ impl Ring {
     pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, bytes: &[u8]) -> bool {
         let index = self.inflight.iter().position(|chain| chain.head_index() == head.get());
         let Some(chain) = index.and_then(|index| self.inflight.remove(index)) else { return false };
-        let written = write_to(chain, memory, bytes);
+        let written = write_to(chain, memory, &[bytes]);
         self.give_back(memory, head.get(), written);
         true
     }
@@ -176,13 +172,30 @@ where
     chain.writable().map(|descriptor| usize::try_from(descriptor.len()).unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
 }
 
-/// Writes as much of `bytes` as the chain's writable part takes; guest faults shorten it, they never fail the VMM.
-fn write_to(chain: Chain, memory: &GuestMemoryMmap, bytes: &[u8]) -> u32 {
+/// Writes as much of the `pieces` as the chain's writable part takes; guest faults shorten it, they never fail the VMM.
+fn write_to(chain: Chain, memory: &GuestMemoryMmap, pieces: &[&[u8]]) -> u32 {
     let Ok(mut writer) = chain.writer(memory) else { return 0 };
-    let fits = bytes.len().min(writer.available_bytes());
-    match writer.write_all(&bytes[..fits]) {
-        Ok(()) => u32::try_from(fits).unwrap_or(u32::MAX),
-        Err(_) => 0,
+    for piece in pieces {
+        let fits = piece.len().min(writer.available_bytes());
+        if writer.write_all(&piece[..fits]).is_err() {
+            break;
+        }
+    }
+    u32::try_from(writer.bytes_written()).unwrap_or(u32::MAX)
+}
+
+/// The capacities of the chains that wait in a ring, in the order in which they will be used.
+#[derive(Debug)]
+pub struct LookAhead {
+    queue: Option<Queue>,
+    memory: Arc<GuestMemoryMmap>,
+}
+
+impl Iterator for LookAhead {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        self.queue.as_mut()?.pop_descriptor_chain(&*self.memory).map(capacity)
     }
 }
 

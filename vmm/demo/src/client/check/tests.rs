@@ -1,3 +1,5 @@
+//! Histories that a never-failing server could have produced, and those that it could not.
+
 use super::super::command::{Value, counter_name, key_name};
 use super::*;
 

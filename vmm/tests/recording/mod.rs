@@ -1,0 +1,215 @@
+//! One recorded run of the micro guest, made once for all tests of this program, and the way to replay it.
+
+mod client;
+mod host;
+
+use bytes::{Bytes, BytesMut};
+use lockstep_protocol::codec::{RecordDecoder, RecordEncoder};
+use lockstep_protocol::ids::{DeviceId, GuestTime, LogOffset, Position};
+use lockstep_protocol::record::{Input, Record};
+use lockstep_vmm::board::clock::HostClock;
+use lockstep_vmm::ft::port::DevicePort;
+use lockstep_vmm::ft::record::{LogSink, PeerLost, Recorder};
+use lockstep_vmm::ft::replay::{LogSource, Replayed, Replayer};
+use lockstep_vmm::ft::wait::Waker;
+use lockstep_vmm::machine::{End, Exit, Machine, MachineDigest, MachineSpec};
+use lockstep_vmm::run::MICRO_GUEST;
+use lockstep_vmm::stop::Stop;
+use lockstep_vmm::virtio::mmio::{DeviceKind, MmioDevice};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+
+pub(crate) use client::MARKED;
+
+const SEED: [u8; 32] = *b"the same seed makes the same run";
+const MEMORY_MIB: u64 = 64;
+const CMDLINE: &str = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379";
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) end: End,
+    pub(crate) position: Position,
+    pub(crate) console: Vec<u8>,
+    pub(crate) digest: MachineDigest,
+}
+
+/// A run and its log.
+pub(crate) struct Recording {
+    /// The log as it would go over the wire.
+    pub(crate) log: Bytes,
+    pub(crate) outcome: Outcome,
+    /// How many commands the clients saw answered.
+    pub(crate) operations: usize,
+    /// What the guest saw of its devices: kind, features, configuration space.
+    devices: Vec<(DeviceKind, u64, Vec<u8>)>,
+}
+
+/// Tells `story` with the recording; `name` is the test's own.
+pub(crate) fn with(name: &str, story: impl FnOnce(&Recording)) {
+    static RECORDING: OnceLock<Recording> = OnceLock::new();
+    host::in_own_network(name, || {
+        // On a thread of its own: a network namespace is a thread's, and the test's own thread keeps the old one.
+        let recording =
+            RECORDING.get_or_init(|| thread::spawn(record).join().expect("the run can be recorded"));
+        story(recording);
+    });
+}
+
+impl Recording {
+    /// The log, decoded.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let mut decoder = RecordDecoder::new();
+        let mut log = self.log.clone();
+        std::iter::from_fn(|| decoder.decode(&mut log).expect("what was encoded can be decoded")).collect()
+    }
+
+    fn windows(&self) -> Vec<MmioDevice> {
+        let devices = (0_u8..).zip(&self.devices);
+        devices
+            .map(|(id, (kind, features, config))| {
+                MmioDevice::new(DeviceId::new(id), *kind, *features, config.clone())
+            })
+            .collect()
+    }
+}
+
+/// Runs the guest for real clients and keeps every record.
+fn record() -> Recording {
+    let host = host::Host::start();
+    let ports = host.connect();
+    ports.iter().for_each(DevicePort::go_live_alone);
+    let devices = ports
+        .iter()
+        .map(|port| (port.kind(), port.facts().1, port.facts().0.to_vec()))
+        .collect();
+    let mut machine = build(ports.iter().map(DevicePort::window).collect());
+    let log = MemoryLog::default();
+    let waker = Waker::new().expect("there are event files");
+    let clock = HostClock::starting_at(GuestTime::ZERO);
+    let mut recorder = Recorder::new(Box::new(log.clone()), ports, clock, waker.clone());
+    let stop = Stop::default();
+    let clients = {
+        let (stop, waker) = (stop.clone(), waker);
+        thread::spawn(move || client::ask_everything(&host::StopOnPanic { stop, waker }))
+    };
+
+    recorder
+        .power_on(&mut machine, SEED)
+        .expect("the log takes everything");
+    let mut console = Vec::new();
+    let end = loop {
+        let mut exit = machine.step().expect("KVM runs the guest");
+        let end = exit.end;
+        recorder
+            .window(&mut machine, &mut exit, &stop)
+            .expect("the log takes everything");
+        console.extend(machine.take_console());
+        if end.is_some() || stop.is_asked() {
+            break end;
+        }
+    };
+    let operations = clients.join().expect("the guest answers as it should");
+    let end = end.expect("the guest switched itself off");
+    let digest = machine.digest().expect("KVM tells the registers");
+    let outcome = Outcome {
+        end,
+        position: machine.position(),
+        console,
+        digest,
+    };
+    Recording {
+        log: log.into_bytes(),
+        outcome,
+        operations,
+        devices,
+    }
+}
+
+fn build(devices: Vec<MmioDevice>) -> Machine {
+    let spec = MachineSpec {
+        memory_mib: MEMORY_MIB,
+        image: MICRO_GUEST,
+        cmdline: CMDLINE.into(),
+        devices,
+    };
+    Machine::build(spec).expect("these tests need a usable /dev/kvm: `lockstep check` names the remedy")
+}
+
+/// Runs a second machine that has nothing but `records`.
+pub(crate) fn replay(recording: &Recording, records: Vec<Record>) -> Result<Outcome, String> {
+    let mut machine = build(recording.windows());
+    let mut replayer = Replayer::new(Box::new(Given(records.into())), Vec::new());
+    let mut exit = Exit::default();
+    let mut console = Vec::new();
+    loop {
+        let end = exit.end;
+        let replayed = replayer
+            .window(&mut machine, &mut exit)
+            .map_err(|diverged| diverged.to_string())?;
+        console.extend(machine.take_console());
+        if replayed == Replayed::LogEnds {
+            return Err("The log ended before the guest did".into());
+        }
+        if let Some(end) = end {
+            let digest = machine.digest().expect("KVM tells the registers");
+            return Ok(Outcome {
+                end,
+                position: machine.position(),
+                console,
+                digest,
+            });
+        }
+        exit = machine.step().expect("KVM runs the guest");
+    }
+}
+
+/// A log that is only kept, in the bytes that would go over the wire.
+#[derive(Clone, Default)]
+struct MemoryLog(Arc<Mutex<Encoded>>);
+
+#[derive(Default)]
+struct Encoded {
+    encoder: RecordEncoder,
+    bytes: BytesMut,
+    end: LogOffset,
+}
+
+impl MemoryLog {
+    fn into_bytes(self) -> Bytes {
+        self.0.lock().unwrap().bytes.clone().freeze()
+    }
+}
+
+impl LogSink for MemoryLog {
+    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost> {
+        let log = &mut *self.0.lock().unwrap();
+        let start = log.end;
+        for (nth, input) in (1..).zip(inputs) {
+            let record = Record {
+                position,
+                closes: nth == inputs.len(),
+                input: input.borrowed(),
+            };
+            log.encoder.encode(&mut log.bytes, &record);
+            log.end = log.end.next();
+        }
+        Ok(start)
+    }
+
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+/// A log that was received to its end.
+struct Given(VecDeque<Record>);
+
+impl LogSource for Given {
+    fn next(&mut self) -> Option<Record> {
+        self.0.pop_front()
+    }
+
+    fn executed(&mut self, _: Position) {}
+}
