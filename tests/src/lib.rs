@@ -1,4 +1,11 @@
 //! What the stories under `tests/` and the xtask door are made of. Each module says which suite it belongs to.
 #![forbid(unsafe_code)]
 
+pub mod demo;
+pub mod kill_points;
+pub mod lab;
+pub mod network;
+pub mod pair;
+pub mod programs;
 pub mod qemu;
+pub mod seeds;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::qemu;
+use lockstep_tests::{kill_points, lab, qemu, seeds};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -22,11 +22,37 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
+    /// Protect a guest on two emulated hosts with a real KVM, and let one die, or be far away, or do nothing
+    Lab(lab::LabArgs),
+    /// Play the demo with many seeds: no client may notice, and no outage may last 500 ms
+    Seeds {
+        /// How many seeds, from 1 on
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        runs: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the primary die at every k-th record of its log; each time no client may notice
+    KillPoints {
+        /// How many records to die at
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        points: u64,
+        /// Which workload
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::QemuPlain { install } => qemu::suite::run(install),
+        Task::Lab(args) => lab::run(&args),
+        Task::Seeds { runs, json } => seeds::run(runs, json),
+        Task::KillPoints { points, seed, json } => kill_points::run(points, seed, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -67,7 +67,11 @@ fn serve(
         Err(reason) => {
             tracing::debug!(%reason, "A chain cannot be answered");
             // A head that the table does not have cannot even be given back.
-            return if head.get() < table_of(ring).size { sink::put_empty(ring, head) } else { Ok(()) };
+            return if head.get() < table_of(ring).size {
+                sink::put_empty(ring, head)
+            } else {
+                Ok(())
+            };
         }
     };
     let changed = match command {

@@ -169,3 +169,22 @@ fn a_socket_in_use_is_not_taken_away() {
     assert!(complaint(second).contains("Another process listens at"));
     assert_eq!(guest.ask(IN, 4, &[], 512).0, 0);
 }
+
+#[test]
+fn a_full_file_system_fails_writes_loses_nothing_and_takes_writes_again() {
+    let device = Device::start_on_a_small_file_system(false);
+    let mut front_end = device.front_end();
+    let mut guest = Guest::new();
+    guest.attach(&mut front_end, true);
+    let half = vec![0xaa; 512 << 10];
+    assert_eq!(guest.ask(OUT, 0, &half, 0), (0, 1));
+    assert_eq!(guest.ask(OUT, 2048, &[0xbb; 1 << 20], 0), (1, 1));
+    assert_eq!(guest.ask(OUT, 4096, &[0xcc; 1 << 20], 0), (1, 1));
+    assert_eq!(guest.ask(IN, 0, &[], 512 << 10).0, 0);
+    assert_eq!(guest.data(0, 512 << 10), half);
+
+    let all = [&2048_u64.to_le_bytes()[..], &6144_u32.to_le_bytes(), &[0; 4]].concat();
+    assert_eq!(guest.ask(DISCARD, 0, &all, 0), (0, 1));
+    assert_eq!(guest.ask(OUT, 4096, &[0xcc; 4096], 0), (0, 1));
+    assert_eq!(guest.ask(FLUSH, 0, &[], 0), (0, 1));
+}

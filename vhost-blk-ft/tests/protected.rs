@@ -254,6 +254,23 @@ fn a_request_that_is_wrong_is_completed_all_the_same() {
 }
 
 #[test]
+fn a_write_that_finds_the_file_system_full_is_completed_with_an_error_and_the_next_one_goes_on() {
+    let device = Device::start_on_a_small_file_system(true);
+    let mut vmm = Vmm::live(&device, u64::MAX);
+    let fits = vmm.write(0, 0, &[0xaa; 4096], 0);
+    let too_much: Vec<u16> = (1..3)
+        .map(|head| vmm.write(head, 2048, &vec![0xbb; 1 << 20], 0))
+        .collect();
+    let flush = vmm.guest.request(3, FLUSH, 0, &[], 0);
+    vmm.order(flush, 0);
+    assert_eq!(vmm.completion(), (fits, vec![0]));
+    assert_eq!(vmm.completion(), (too_much[0], vec![1]));
+    assert_eq!(vmm.completion(), (too_much[1], vec![1]));
+    assert_eq!(vmm.completion(), (flush, vec![0]));
+    assert_eq!(vmm.read(4, 0), [0xaa; 512]);
+}
+
+#[test]
 fn a_head_that_is_in_flight_is_not_taken_twice() {
     let device = Device::start(true, &[]);
     let mut vmm = Vmm::live(&device, 0);

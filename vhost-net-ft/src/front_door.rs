@@ -1,11 +1,12 @@
 //! The way in for front-ends: a relay between their connection and the vhost-user daemon, which QEMU does not fit into.
 //!
-//! QEMU (7.2 to 10) enables a network device's rings when the device is plugged in, before it has set any features, and
-//! without the feature bit that SET_VRING_ENABLE belongs to it does not start the device at all. The vhost crate (0.18)
-//! ends a connection over such an early message. So it is dropped here; QEMU says it again when the guest's driver
-//! starts. Everything else passes as it is, descriptors included. Called by `serve.rs`, once for each front-end; it
-//! carries set-up messages only and never sees a frame.
+//! QEMU (seen with 7.2) enables a network device's rings before it sets the features, and without the feature bit that
+//! SET_VRING_ENABLE belongs to it does not start the device at all. The vhost crate (0.18) ends a connection over such
+//! an early message. So it is kept here and handed on right behind the first SET_FEATURES. Everything else passes as it
+//! is, descriptors included. Called by `serve.rs`, once for each front-end; it carries set-up messages only and never
+//! sees a frame.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -18,7 +19,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::limits::{MESSAGE_BYTES_MAX, MESSAGE_DESCRIPTORS_MAX};
+use crate::limits::{MESSAGE_BYTES_MAX, MESSAGE_DESCRIPTORS_MAX, QUEUES};
 
 const SET_FEATURES: u32 = 2;
 const SET_VRING_ENABLE: u32 = 18;
@@ -67,12 +68,7 @@ impl FrontDoor {
             let _ = front.shutdown(Shutdown::Both);
         })?;
         spawn("to-daemon", move || {
-            let ended = Relay {
-                front_end: &front_end,
-                daemon: &daemon,
-                features_set: false,
-            }
-            .run();
+            let ended = Relay::new(&front_end, &daemon).run();
             tracing::debug!(?ended, "The front-end says no more");
             let _ = daemon.shutdown(Shutdown::Both);
         })?;
@@ -99,9 +95,20 @@ struct Relay<'a> {
     front_end: &'a UnixStream,
     daemon: &'a UnixStream,
     features_set: bool,
+    /// What was said of each ring too early: the last word counts.
+    early: BTreeMap<u32, Vec<u8>>,
 }
 
-impl Relay<'_> {
+impl<'a> Relay<'a> {
+    fn new(front_end: &'a UnixStream, daemon: &'a UnixStream) -> Self {
+        Self {
+            front_end,
+            daemon,
+            features_set: false,
+            early: BTreeMap::new(),
+        }
+    }
+
     /// Returns when somebody has left; the error says who or why.
     fn run(&mut self) -> io::Result<()> {
         let mut message = Vec::with_capacity(HEADER_BYTES + MESSAGE_BYTES_MAX);
@@ -115,13 +122,34 @@ impl Relay<'_> {
             }
             message.resize(HEADER_BYTES + length, 0);
             self.front_end.read_exact(&mut message[HEADER_BYTES..])?;
-            self.features_set |= request == SET_FEATURES;
             if request == SET_VRING_ENABLE && !self.features_set {
+                self.keep(&message)?;
                 self.say_done(request, flags)?;
-            } else {
-                send(self.daemon, &message, &descriptors)?;
+                continue;
+            }
+            send(self.daemon, &message, &descriptors)?;
+            if request == SET_FEATURES {
+                self.features_set = true;
+                for kept in std::mem::take(&mut self.early).values() {
+                    send(self.daemon, kept, &[])?;
+                }
             }
         }
+    }
+
+    /// Keeps an early message for later; nobody waits for its answer any more then.
+    fn keep(&mut self, message: &[u8]) -> io::Result<()> {
+        let ring = message.get(HEADER_BYTES..HEADER_BYTES + 4).map(word);
+        let Some(ring) = ring.filter(|ring| (*ring as usize) < QUEUES) else {
+            return Err(io::Error::other(
+                "a ring is enabled that this device does not have",
+            ));
+        };
+        let [_, flags, _] = words(message);
+        let mut kept = message.to_vec();
+        kept[4..8].copy_from_slice(&(flags & !NEED_REPLY).to_ne_bytes());
+        self.early.insert(ring, kept);
+        Ok(())
     }
 
     /// Answers for the daemon, if an answer is wanted.
@@ -135,10 +163,11 @@ impl Relay<'_> {
 }
 
 fn words(message: &[u8]) -> [u32; 3] {
-    [0, 4, 8].map(|at| {
-        let word = message[at..at + 4].try_into().expect("a header has three words");
-        u32::from_ne_bytes(word)
-    })
+    [0, 4, 8].map(|at| word(&message[at..at + 4]))
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_ne_bytes(bytes.try_into().expect("a word has four bytes"))
 }
 
 /// Fills `header` and takes the descriptors that came with it.
@@ -199,13 +228,7 @@ mod tests {
         said.iter()
             .for_each(|message| outside.write_all(message).unwrap());
         outside.shutdown(Shutdown::Write).unwrap();
-        Relay {
-            front_end: &front_end,
-            daemon: &daemon,
-            features_set: false,
-        }
-        .run()
-        .unwrap_err();
+        Relay::new(&front_end, &daemon).run().unwrap_err();
         drop((front_end, daemon));
         let (mut got, mut back) = (Vec::new(), Vec::new());
         inside.read_to_end(&mut got).unwrap();
@@ -213,20 +236,47 @@ mod tests {
         (got, back)
     }
 
+    fn enable(ring: u32, flags: u32, on: u32) -> Vec<u8> {
+        message(
+            SET_VRING_ENABLE,
+            flags,
+            &[ring, on].map(u32::to_ne_bytes).concat(),
+        )
+    }
+
     #[test]
-    fn rings_enabled_before_features_are_set_are_enabled_only_afterwards() {
-        let enable = message(SET_VRING_ENABLE, 1, &[1; 8]);
+    fn rings_enabled_before_features_are_set_are_enabled_right_after() {
         let features = message(SET_FEATURES, 1, &[2; 8]);
-        let (got, back) = relayed(&[enable.clone(), features.clone(), enable.clone()]);
-        assert_eq!(got, [features, enable].concat());
+        let said = [
+            enable(0, 1, 0),
+            enable(1, 1, 1),
+            enable(0, 1, 1),
+            features.clone(),
+            enable(0, 1, 0),
+        ];
+        let (got, back) = relayed(&said);
+        assert_eq!(
+            got,
+            [features, enable(0, 1, 1), enable(1, 1, 1), enable(0, 1, 0)].concat()
+        );
         assert_eq!(back, b"");
     }
 
     #[test]
-    fn whoever_waits_for_an_answer_to_a_dropped_message_gets_one() {
-        let (got, back) = relayed(&[message(SET_VRING_ENABLE, 1 | NEED_REPLY, &[1; 8])]);
-        assert_eq!(got, b"");
+    fn whoever_waits_for_an_answer_to_an_early_message_gets_one_and_no_second() {
+        let features = message(SET_FEATURES, 1, &[2; 8]);
+        let (got, back) = relayed(&[enable(1, 1 | NEED_REPLY, 1), features.clone()]);
+        assert_eq!(got, [features, enable(1, 1, 1)].concat());
         assert_eq!(back, message(SET_VRING_ENABLE, REPLY, &[0; 8]));
+    }
+
+    #[test]
+    fn a_ring_that_nobody_has_ends_the_connection() {
+        assert_eq!(relayed(&[enable(2, 1, 1)]), (vec![], vec![]));
+        assert_eq!(
+            relayed(&[message(SET_VRING_ENABLE, 1, &[0; 2])]),
+            (vec![], vec![])
+        );
     }
 
     #[test]
@@ -241,16 +291,10 @@ mod tests {
     fn descriptors_travel_with_their_message() {
         let (outside, front_end) = UnixStream::pair().unwrap();
         let (daemon, inside) = UnixStream::pair().unwrap();
-        let given = outside.try_clone().unwrap();
+        let given = std::fs::File::open("/dev/null").unwrap();
         send(&outside, &message(5, 1, &[7; 40]), &[given.into()]).unwrap();
         drop(outside);
-        Relay {
-            front_end: &front_end,
-            daemon: &daemon,
-            features_set: false,
-        }
-        .run()
-        .unwrap_err();
+        Relay::new(&front_end, &daemon).run().unwrap_err();
         let mut header = [0; HEADER_BYTES];
         let descriptors = receive(&inside, &mut header).unwrap();
         assert_eq!(words(&header), [5, 1, 40]);

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(run_options(args)?),
+        Command::Run(args) => run::run(&run_options(args)?),
         Command::Status(args) => cli::status::status(
             args.run_dir.as_deref(),
             args.config.as_deref(),

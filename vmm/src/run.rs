@@ -86,12 +86,12 @@ struct Host {
 ///
 /// # Errors
 /// When this host cannot run it, loses a claim, or diverges.
-pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
     if options.die_with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context("Cannot ask the kernel to end this process with its parent")?;
     }
-    let (mut host, ports) = prepare(&options)?;
+    let (mut host, ports) = prepare(options)?;
     let ended = match (options.role, options.alone) {
         (StartRole::Primary, true) => live::start_alone(&mut host, ports),
         (StartRole::Primary, false) => live::start_protected(&mut host, ports),

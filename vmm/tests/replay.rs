@@ -5,6 +5,8 @@
 //! The record goes through the real codec. Without KVM, or without the right to make a network namespace, these tests
 //! fail with a sentence that says so.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod recording;
 
 use lockstep_protocol::ids::{GuestTime, Position};

@@ -97,7 +97,8 @@ pub fn build(folder: &Path, kernel: &Kernel, pattern: &[u8]) -> anyhow::Result<P
     pack(&root, folder)
 }
 
-fn pack(root: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+/// Packs everything under `root` into an archive in `folder`; says where it is.
+pub fn pack(root: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let archive = folder.join("initramfs.cpio");
     let mut cpio = Command::new("cpio")
         .args(["--create", "--format=newc", "--quiet", "--owner=0:0"])

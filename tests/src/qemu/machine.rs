@@ -10,7 +10,7 @@ use super::packages::Kernel;
 use super::processes::{Process, eventually};
 
 /// Many times as long as any step of a guest ever took, on a machine that does other things too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What QEMU is started with.
 #[derive(Debug)]
@@ -38,11 +38,11 @@ impl Machine {
     /// Starts it; `console` is the file that the guest's console goes to.
     pub fn start(parts: &Parts<'_>, console: PathBuf) -> anyhow::Result<Self> {
         let socket = |id: &str, path: &Path| format!("socket,id={id},path={}", path.display());
-        let command_line = format!("console=ttyS0 panic=-1 quiet random.trust_cpu=on {}", parts.words);
+        let command_line = format!("console=ttyS0 panic=-1 quiet cryptomgr.notests random.trust_cpu=on {}", parts.words);
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
             "-accel",
-            "tcg",
+            "tcg,thread=single",
             "-machine",
             "q35,memory-backend=memory",
             "-smp",
@@ -63,7 +63,10 @@ impl Machine {
         .args(["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2"])
         .args(["-chardev", &socket("network", parts.network)])
         .args(["-netdev", "vhost-user,id=net0,chardev=network"])
-        .args(["-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56"])
+        .args([
+            "-device",
+            "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,vectors=0",
+        ])
         .stdin(Stdio::null());
         Ok(Self {
             qemu: Process::start(&mut qemu)?,

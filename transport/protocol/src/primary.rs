@@ -123,6 +123,11 @@ impl Primary {
         self.window.append((self.outgoing.len() - before) as u64)
     }
 
+    /// How many bytes of the log wait to be polled.
+    pub fn unsent_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
+
     /// Encoded log bytes to be sent, in order, on the log stream.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
         if self.outgoing.is_empty() {

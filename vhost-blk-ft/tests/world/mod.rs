@@ -51,7 +51,6 @@ pub(crate) const WRITE_ZEROES: u32 = 13;
 pub(crate) struct Device {
     pub(crate) folder: TempDir,
     child: Child,
-    protected: bool,
 }
 
 impl Device {
@@ -65,12 +64,31 @@ impl Device {
 
     pub(crate) fn start_in(folder: TempDir, protected: bool, more: &[&str]) -> Self {
         let mut command = command(folder.path(), protected);
-        let child = command.args(more).stderr(Stdio::inherit()).spawn().unwrap();
-        Self {
-            folder,
-            child,
-            protected,
-        }
+        command.args(more);
+        Self::spawn(folder, command)
+    }
+
+    /// A process with a disk of 4 MiB on a file system that has room for one, in a mount namespace of its own.
+    pub(crate) fn start_on_a_small_file_system(protected: bool) -> Self {
+        let folder = TempDir::new().unwrap();
+        let small = folder.path().join("small");
+        std::fs::create_dir(&small).unwrap();
+        let ours = command_with(folder.path(), &small.join("disk.img"), protected);
+        let mut command = Command::new("unshare");
+        let script =
+            "mount -t tmpfs -o size=1m small \"$0\" && truncate -s 4M \"$0/disk.img\" && exec \"$@\"";
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+            .arg(&small)
+            .arg(ours.get_program())
+            .args(ours.get_args())
+            .env("RUST_LOG", "error");
+        Self::spawn(folder, command)
+    }
+
+    fn spawn(folder: TempDir, mut command: Command) -> Self {
+        let child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        Self { folder, child }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -119,10 +137,14 @@ impl Drop for Device {
 }
 
 pub(crate) fn command(folder: &Path, protected: bool) -> Command {
+    command_with(folder, &folder.join("disk.img"), protected)
+}
+
+fn command_with(folder: &Path, disk: &Path, protected: bool) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-blk-ft"));
     command.env("RUST_LOG", "warn");
     command.arg("--socket").arg(folder.join("blk.sock"));
-    command.arg("--disk").arg(folder.join("disk.img"));
+    command.arg("--disk").arg(disk);
     if protected {
         command.arg("--staging").arg(folder.join("staging.sock"));
     }

@@ -2,6 +2,7 @@
 //!
 //! Each test runs itself again inside `unshare`; where that is not permitted it says so and proves nothing.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(clippy::disallowed_types, reason = "the test plays the outside, too")]
 
 mod guest;
 mod netns;

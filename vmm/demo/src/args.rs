@@ -26,6 +26,9 @@ pub struct DemoArgs {
     /// Stop the primary for 3 s (SIGSTOP, then SIGCONT) instead of killing it
     #[arg(long, conflicts_with = "cut")]
     pub pause: bool,
+    /// Kill the backup instead of the primary
+    #[arg(long, conflicts_with_all = ["pause", "cut"])]
+    pub kill_backup: bool,
     /// Cut the link between the hosts, both ways, instead of killing the primary
     #[arg(long)]
     pub cut: bool,
@@ -35,6 +38,12 @@ pub struct DemoArgs {
     /// Who hands out terms: a directory that both hosts share, or a lockstep-arbiter service over it
     #[arg(long, value_enum, default_value_t = Arbiter::File, default_value_if("arbiter_away", ArgPredicate::IsPresent, "quic"))]
     pub arbiter: Arbiter,
+    /// For tests: the primary kills its own host at record N of its log
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after"])]
+    pub kill_at_record: Option<u64>,
+    /// For tests: end so many ms after a host is live again, whatever --seconds says
+    #[arg(long, hide = true, value_name = "MS", conflicts_with_all = ["pause", "cut"])]
+    pub end_after: Option<u64>,
     /// Print one JSON object as the last line
     #[arg(long)]
     pub json: bool,

@@ -4,6 +4,7 @@
 //! Read in this order: this file (the turns), `latency` and `throughput` (what is measured in each), `report`.
 
 mod latency;
+pub(crate) mod measure;
 pub(crate) mod report;
 mod throughput;
 
@@ -104,9 +105,10 @@ async fn turn(
 ) -> anyhow::Result<()> {
     let mut backup = match side {
         Side::Alone => None,
-        Side::Protected => Some(world.start(NODES[1], "backup", false)?),
+        Side::Protected => Some(world.start(NODES[1], "backup", &[])?),
     };
-    let mut primary = world.start(NODES[0], "primary", side == Side::Alone)?;
+    let more: &[&str] = if side == Side::Alone { &["--alone"] } else { &[] };
+    let mut primary = world.start(NODES[0], "primary", more)?;
     world.wait_until_up(&mut primary, backup.as_mut()).await?;
 
     let many = Shape {
@@ -145,6 +147,12 @@ async fn turn(
         measured.input_bytes += status.input_bytes;
     }
     Ok(())
+}
+
+/// `value` to one part in `steps`.
+fn round(value: f64, steps: f64) -> f64 {
+    // The zero turns a -0 into a 0.
+    (value * steps).round() / steps + 0.0
 }
 
 const PARTS: u32 = 7;

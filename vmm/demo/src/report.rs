@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::args::DemoArgs;
 use crate::clock::ms_between;
-use crate::timeline::{Fault, Seen};
+use crate::timeline::Seen;
 
 /// The JSON object. Keys are never renamed.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +34,9 @@ pub(crate) struct Report {
     promote_ms: Option<f64>,
     ops_per_s_before: f64,
     ops_per_s_after: f64,
+    /// Records of the log when the clients started, and when the fault came.
+    log_records_at_start: u64,
+    log_records: u64,
     log_bytes: u64,
     input_bytes: u64,
     rtt_us: Option<u64>,
@@ -66,11 +69,7 @@ impl Report {
             ok: [lost_ops, wrong_replies, broken_connections, seen.leaked] == [0; 4] && seen.live_hosts == 1,
             seed: args.seed,
             clients: args.clients,
-            fault: match seen.fault {
-                Fault::Kill => "kill",
-                Fault::Pause => "pause",
-                Fault::Cut => "cut",
-            },
+            fault: seen.fault.name(),
             acked_ops: seen.tally.acked,
             lost_ops,
             wrong_replies,
@@ -83,6 +82,8 @@ impl Report {
             promote_ms: takeover.as_ref().map(|takeover| round(takeover.promote_ms)),
             ops_per_s_before: rate(seen.before),
             ops_per_s_after: rate(seen.after),
+            log_records_at_start: seen.records_at_start,
+            log_records: seen.old.log_end,
             log_bytes: seen.old.log_bytes,
             input_bytes: seen.old.input_bytes,
             rtt_us: seen.old.peer.as_ref().and_then(|peer| peer.rtt_us),

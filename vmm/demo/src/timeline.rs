@@ -4,30 +4,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 
 use crate::args::DemoArgs;
 use crate::client::check::Losses;
 use crate::client::load::{Load, Tally};
 use crate::clock::boot_ns;
+use crate::fault::{Fault, PAUSE};
 use crate::progress::Progress;
+use crate::samples::Samples;
 use crate::world::config::{GUEST, NODES};
 use crate::world::hosts::Host;
 use crate::world::namespace::Network;
 use crate::world::status::Status;
 use crate::world::{Wish, World};
-
-/// What happens to the pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// SIGKILL to every process of the primary's host.
-    Kill,
-    /// SIGSTOP to all of them, and SIGCONT after [`PAUSE`].
-    Pause,
-    /// The wire between the hosts is cut, both ways.
-    Cut,
-}
 
 /// Everything that was seen, not judged yet.
 #[derive(Clone, Debug)]
@@ -41,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) after: (u64, Duration),
     /// When the fault came, CLOCK_BOOTTIME in ns.
     pub(crate) fault_boot_ns: u64,
+    /// Records of the log when the clients started.
+    pub(crate) records_at_start: u64,
     /// The old primary's last status before the fault.
     pub(crate) old: Status,
     /// Which host is live in the end, if any, and what it says.
@@ -62,7 +53,7 @@ struct Settled {
 
 /// Plays the whole story. Must run in a `LocalSet`, after the namespace was entered.
 pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Result<Seen> {
-    let fault = fault(args);
+    let fault = Fault::of(args);
     let wish = Wish {
         arbiter: args.arbiter,
         relay: fault == Fault::Cut,
@@ -72,10 +63,14 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
     let network = Network::new().await?;
     let mut world = World::new(&wish, network).await?;
     progress.event("starting backup b and primary a");
-    let mut b = world.start(NODES[1], "backup", false)?;
-    let mut a = world.start(NODES[0], "primary", false)?;
+    let mut b = world.start(NODES[1], "backup", &[])?;
+    let mut a = match fault {
+        Fault::KillAtRecord(n) => world.start(NODES[0], "primary", &["--die-at-record", &n.to_string()])?,
+        _ => world.start(NODES[0], "primary", &[])?,
+    };
     world.wait_until_up(&mut a, Some(&mut b)).await?;
     progress.event("the guest is up and protected");
+    let records_at_start = a.status().await.unwrap_or_default().log_end;
 
     let load = Load::start(GUEST, args.clients, args.seed).await?;
     progress.event(&format!("{} clients ask (seed {})", args.clients, args.seed));
@@ -85,20 +80,12 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
         progress,
         samples: Samples::default(),
     };
-    let fault_after = fault_after(args);
-    scene.watch(&[&a], fault_after).await;
-
-    let old = a.status().await.unwrap_or_default();
-    if let Some(end) = a.ended()? {
-        bail!("The primary ended by itself ({end}){}", a.last_words());
-    }
+    let old = scene.until_the_fault(args, fault, &mut a).await?;
     let before = (scene.load.tally().acked, scene.start.elapsed());
     let fault_boot_ns = boot_ns();
-    strike(fault, &world, &mut a);
+    fault.strike(&world, &mut a, &mut b);
     scene.progress.event(fault.told());
-    let leaked = scene
-        .follow(args, fault, &mut world, &mut a, &b, fault_after)
-        .await?;
+    let leaked = scene.follow(args, fault, &mut world, &mut a, &b).await?;
 
     let samples = scene.samples;
     let (tally, losses) = finish(scene.load, scene.progress).await?;
@@ -121,44 +108,13 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
         before,
         after,
         fault_boot_ns,
+        records_at_start,
         old,
         survivor,
         live_hosts,
         other,
         leaked,
     })
-}
-
-fn fault(args: &DemoArgs) -> Fault {
-    match (args.pause, args.cut) {
-        (true, _) => Fault::Pause,
-        (_, true) => Fault::Cut,
-        _ => Fault::Kill,
-    }
-}
-
-/// When the fault comes: told, or a moment that the seed picks.
-fn fault_after(args: &DemoArgs) -> Duration {
-    let jitter = SmallRng::seed_from_u64(args.seed).random_range(0..=JITTER_MS);
-    Duration::from_millis(args.kill_after.unwrap_or(FAULT_AFTER_MS + jitter))
-}
-
-fn strike(fault: Fault, world: &World, primary: &mut Host) {
-    match fault {
-        Fault::Kill => primary.kill(),
-        Fault::Pause => primary.stop(),
-        Fault::Cut => world.cut(),
-    }
-}
-
-impl Fault {
-    fn told(self) -> &'static str {
-        match self {
-            Self::Kill => "SIGKILL to every process of host a, requests in flight",
-            Self::Pause => "SIGSTOP to every process of host a, requests in flight",
-            Self::Cut => "the wire between a and b is cut, requests in flight",
-        }
-    }
 }
 
 /// The clients at work, and what is noted of them.
@@ -182,6 +138,52 @@ impl Scene<'_> {
         }
     }
 
+    /// From the start of the clients to the fault. Returns the primary's last status before it.
+    async fn until_the_fault(
+        &mut self,
+        args: &DemoArgs,
+        fault: Fault,
+        a: &mut Host,
+    ) -> anyhow::Result<Status> {
+        if let Fault::KillAtRecord(record) = fault {
+            return self.watch_until_dead(a, record).await;
+        }
+        self.watch(&[a], Fault::after(args)).await;
+        let old = a.status().await.unwrap_or_default();
+        if let Some(end) = a.ended()? {
+            bail!("The primary ended by itself ({end}){}", a.last_words());
+        }
+        Ok(old)
+    }
+
+    /// The primary kills itself; returns its last words to us.
+    async fn watch_until_dead(&mut self, a: &mut Host, record: u64) -> anyhow::Result<Status> {
+        let mut old = Status::default();
+        while a.ended()?.is_none() {
+            if self.start.elapsed() > RECORD_TIME {
+                bail!("The primary came to record {} only, not to {record}", old.log_end);
+            }
+            self.watch(&[a], self.start.elapsed() + LOOK_INTERVAL).await;
+            old = a.status().await.unwrap_or(old);
+        }
+        Ok(old)
+    }
+
+    /// A short story: until the survivor is live, and a little longer.
+    async fn follow_shortly(&mut self, survivor: &Host, more: Duration) {
+        let deadline = self.start.elapsed() + SETTLE_TIME;
+        while self.start.elapsed() < deadline
+            && survivor
+                .status()
+                .await
+                .is_none_or(|status| status.role != "alone")
+        {
+            self.watch(&[survivor], self.start.elapsed() + LOOK_INTERVAL)
+                .await;
+        }
+        self.watch(&[survivor], self.start.elapsed() + more).await;
+    }
+
     /// From the fault to the end of the story. Returns how many replies came while nobody could have had a term.
     async fn follow(
         &mut self,
@@ -190,8 +192,13 @@ impl Scene<'_> {
         world: &mut World,
         a: &mut Host,
         b: &Host,
-        fault_after: Duration,
     ) -> anyhow::Result<u64> {
+        if let Some(more) = args.end_after.map(Duration::from_millis) {
+            let survivor = if fault == Fault::KillBackup { &*a } else { b };
+            self.follow_shortly(survivor, more).await;
+            return Ok(0);
+        }
+        let fault_after = Fault::after(args);
         let end = Duration::from_secs(args.seconds).max(fault_after + AFTER_MIN);
         if fault == Fault::Pause {
             self.watch(&[b], fault_after + PAUSE).await;
@@ -228,7 +235,7 @@ impl Scene<'_> {
 
     fn sample(&mut self) {
         let now = Instant::now();
-        self.samples.0.push((now, self.load.tally().acked));
+        self.samples.push(now, self.load.tally().acked);
     }
 
     async fn show(&mut self, hosts: &[&Host]) {
@@ -299,52 +306,13 @@ async fn settle(a: &mut Host, b: &mut Host) -> anyhow::Result<Settled> {
     }
 }
 
-/// How many replies there were when.
-#[derive(Clone, Debug, Default)]
-struct Samples(Vec<(Instant, u64)>);
-
-impl Samples {
-    fn last(&self) -> Option<(Instant, u64)> {
-        self.0.last().copied()
-    }
-
-    /// Whether it is time to look at a host, too.
-    fn is_round(&self) -> bool {
-        self.0.len().is_multiple_of(SAMPLES_A_ROUND)
-    }
-
-    /// Replies a second, lately.
-    fn rate(&self) -> f64 {
-        let lately = self.0.len().saturating_sub(SAMPLES_A_ROUND * 2);
-        match (self.0.get(lately), self.0.last()) {
-            (Some((from, before)), Some((to, after))) if to > from => {
-                (after - before) as f64 / to.duration_since(*from).as_secs_f64()
-            }
-            _ => 0.0,
-        }
-    }
-
-    /// Replies from the first sample at or after `since` to `end`, and how long that was.
-    fn since(&self, since: Option<Instant>, end: Option<(Instant, u64)>) -> (u64, Duration) {
-        let first = self
-            .0
-            .iter()
-            .find(|(at, _)| since.is_none_or(|since| *at >= since));
-        match (first, end) {
-            (Some((from, before)), Some((to, after))) => (after - before, to.duration_since(*from)),
-            _ => (0, Duration::ZERO),
-        }
-    }
-}
-
-/// How long a paused host sleeps.
-const PAUSE: Duration = Duration::from_secs(3);
-const FAULT_AFTER_MS: u64 = 2000;
-const JITTER_MS: u64 = 500;
 /// The story goes on at least so long after its last turn.
 const AFTER_MIN: Duration = Duration::from_millis(1500);
 /// After a cut, the time in which a reply may still arrive: the lease runs on, and packets are under way.
 const LEASE_AND_WIRE: Duration = Duration::from_millis(250);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
-const SAMPLES_A_ROUND: usize = 10;
+/// How often to look whether a host has died or come to live, where that is what is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(4);
+/// How long the primary may take to come to the record at which it dies.
+const RECORD_TIME: Duration = Duration::from_secs(15);
 const SETTLE_TIME: Duration = Duration::from_secs(3);

@@ -88,14 +88,12 @@ impl World {
         Ok(world)
     }
 
-    /// Starts one side. `alone` runs it unprotected.
-    pub(crate) fn start(&self, node: &str, role: &str, alone: bool) -> anyhow::Result<Host> {
+    /// Starts one side, with more arguments of `lockstep run`.
+    pub(crate) fn start(&self, node: &str, role: &str, more: &[&str]) -> anyhow::Result<Host> {
         let mut command = Command::new(&self.lockstep);
         command.arg("run").arg("--config").arg(self.layout.config_file());
         command.args(["--node", node, "--role", role, "--die-with-parent"]);
-        if alone {
-            command.arg("--alone");
-        }
+        command.args(more);
         Host::start(node, command, self.layout.control_socket(node), &self.output)
     }
 

@@ -99,7 +99,7 @@ impl Conn {
 
     fn execute_with(&mut self, db: &mut Db, spare: Spare) -> Stall {
         loop {
-            if self.session.closing {
+            if self.session.closing || db.shutdown.is_some() {
                 return Stall::Closing;
             }
             if self.is_full() {
@@ -182,7 +182,12 @@ impl Conn {
 
     /// Whether everything is said and the end may come.
     pub fn is_finished(&self) -> bool {
-        self.session.closing && self.sent == self.out.len()
+        self.session.closing && self.is_quiet()
+    }
+
+    /// Whether every reply has left.
+    pub fn is_quiet(&self) -> bool {
+        self.sent == self.out.len()
     }
 
     /// Memory that counts against the share of large commands and replies.

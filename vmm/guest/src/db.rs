@@ -54,8 +54,8 @@ pub struct Db {
     pub accepted: u64,
     /// Commands since power-on.
     pub executed: u64,
-    /// SHUTDOWN was called.
-    pub shutdown: bool,
+    /// When SHUTDOWN was called.
+    pub shutdown: Option<Time>,
     /// How far the search for keys whose time is over has come.
     sweep: Option<alloc::boxed::Box<[u8]>>,
 }
@@ -73,7 +73,7 @@ impl Db {
             clients: 0,
             accepted: 0,
             executed: 0,
-            shutdown: false,
+            shutdown: None,
             sweep: None,
         }
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp::State;
+use smoltcp::socket::tcp::{Socket, State};
 
 use crate::conn::{Conn, Stall};
 use crate::db::Db;
@@ -19,6 +19,8 @@ use crate::units::Time;
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 /// How long a connection that we ended may take to end on the other side.
 const LINGER_MAX: Duration = Duration::from_secs(5);
+/// How long a client may take to complete a connection that it began, so that those who never do leave room.
+const GREETING_MAX: Duration = Duration::from_secs(3);
 /// Rounds in a row after which the VMM gets a window, whatever there is to do: some things come only in windows.
 const ROUNDS_MAX: u32 = 8;
 
@@ -37,9 +39,36 @@ pub enum Next {
 #[derive(Debug)]
 enum Slot {
     Listening,
+    /// Somebody began a connection.
+    Greeting(Time),
     Open(Box<Conn>),
     /// We are done with it, the other side may not be.
     Lingering(Time),
+}
+
+impl Slot {
+    /// Looks whether a client has come; true when its connection is complete.
+    fn admit(&mut self, socket: &mut Socket<'_>, now: Time) -> bool {
+        match (&self, socket.state()) {
+            (Slot::Open(_) | Slot::Lingering(_), _) | (Slot::Listening, State::Listen) => false,
+            (Slot::Listening, State::SynReceived) => {
+                *self = Slot::Greeting(now);
+                false
+            }
+            (Slot::Greeting(_), State::Listen) => {
+                *self = Slot::Listening;
+                false
+            }
+            (Slot::Greeting(since), State::SynReceived) => {
+                if now.since(*since) > GREETING_MAX {
+                    socket.abort();
+                    *self = Slot::Lingering(now);
+                }
+                false
+            }
+            (Slot::Listening | Slot::Greeting(_), _) => true,
+        }
+    }
 }
 
 /// The server.
@@ -119,9 +148,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
         let buffers_max = self.db.memory.buffers_max;
         for (handle, slot) in &mut self.slots {
             let socket = self.stack.socket(*handle);
-            if matches!(slot, Slot::Listening)
-                && !matches!(socket.state(), State::Listen | State::SynReceived)
-            {
+            if slot.admit(socket, self.db.now) {
                 self.db.accepted += 1;
                 self.db.clients += 1;
                 *slot = Slot::Open(Box::new(Conn::new(self.db.accepted)));
@@ -147,7 +174,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
                     conn.handle_end();
                 }
                 let room = conn.room();
-                if room == 0 || !socket.can_recv() || self.db.shutdown {
+                if room == 0 || !socket.can_recv() || self.db.shutdown.is_some() {
                     break;
                 }
                 let fed = socket.recv(|bytes| {
@@ -214,7 +241,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
     }
 
     fn next(&mut self, waiting: Waiting) -> Next {
-        if self.db.shutdown && self.db.log.is_settled() && !self.is_open() {
+        if self.may_power_off() {
             return Next::PowerOff;
         }
         let log_is_ready = waiting.log && self.db.log.readiness() != Readiness::Later;
@@ -227,8 +254,8 @@ impl<N: Nic, D: Disk> Server<N, D> {
             return Next::Wait(Some(Duration::ZERO));
         }
         self.rounds = 0;
-        // Keys go, and clients give up, when their time is over, not when something happens.
-        let sweep = (self.db.store.expiring() > 0 || waiting.memory.is_some())
+        // Keys go, clients give up, and a shutdown ends when their time is over, not when something happens.
+        let sweep = (self.db.store.expiring() > 0 || waiting.memory.is_some() || self.db.shutdown.is_some())
             .then(|| self.next_sweep.since(self.db.now));
         let wait = self.stack.wait();
         Next::Wait(match (wait, sweep) {
@@ -237,7 +264,16 @@ impl<N: Nic, D: Disk> Server<N, D> {
         })
     }
 
-    fn is_open(&self) -> bool {
-        self.slots.iter().any(|(_, slot)| matches!(slot, Slot::Open(_)))
+    /// After SHUTDOWN: everything is on disk, and everybody has heard the rest or had the time to.
+    fn may_power_off(&self) -> bool {
+        let Some(since) = self.db.shutdown else {
+            return false;
+        };
+        let is_quiet = |slot: &Slot| match slot {
+            Slot::Open(conn) => conn.is_quiet(),
+            _ => true,
+        };
+        let all_heard = self.slots.iter().all(|(_, slot)| is_quiet(slot));
+        self.db.log.is_settled() && (all_heard || self.db.now.since(since) > LINGER_MAX)
     }
 }

@@ -27,6 +27,9 @@ use std::time::Duration;
 /// How long to wait at a time; only bounds how late a request to stop is seen.
 const STOP_LOOK: Duration = Duration::from_millis(100);
 
+/// So many log bytes are sent without waiting for a flush: several packets' worth, so that the wake-up pays.
+const SEND_AT: usize = 32 << 10;
+
 /// What the observers need to pass news on.
 pub struct Context {
     /// The gates of the device processes.
@@ -71,7 +74,7 @@ impl PrimarySide {
     /// Where the recorder's records go.
     #[must_use]
     pub fn sink(&self) -> PairSink {
-        PairSink { link: Arc::clone(&self.link), lost: Arc::clone(&self.lost) }
+        PairSink { link: Arc::clone(&self.link), lost: Arc::clone(&self.lost), unsent: false }
     }
 
     /// How the status looks at this session.
@@ -145,6 +148,8 @@ impl PrimaryEvents for PublishAcks {
 pub struct PairSink {
     link: Arc<PrimaryLink>,
     lost: Arc<AtomicBool>,
+    /// Whether something was appended since the driver was last told.
+    unsent: bool,
 }
 
 impl PairSink {
@@ -172,8 +177,12 @@ impl PairSink {
             primary.append(position, closes && nth == inputs.len(), input.borrowed());
         }
         let pause = primary.slowdown();
+        let much = primary.unsent_bytes() >= SEND_AT;
         drop(primary);
-        self.link.notify();
+        self.unsent = true;
+        if much {
+            self.flush();
+        }
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
@@ -194,6 +203,12 @@ impl PairSink {
 impl LogSink for PairSink {
     fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, NobodyToLogFor> {
         self.append_part(position, inputs, true)
+    }
+
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.unsent) {
+            self.link.notify();
+        }
     }
 
     fn is_lost(&self) -> bool {

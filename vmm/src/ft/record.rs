@@ -29,6 +29,10 @@ pub trait LogSink: Send {
     /// [`PeerLost`] when there is nobody to log for any more; nothing was appended then.
     fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost>;
 
+    /// Lets what was appended be sent. Called when an output waits for it or the guest idles: input alone may wait for
+    /// the next of these, so that a window costs the sender one wake-up instead of two.
+    fn flush(&mut self) {}
+
     /// Whether the peer is lost; asked in every window.
     fn is_lost(&self) -> bool;
 }
@@ -107,13 +111,19 @@ impl Recorder {
             let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
             if tick || mark {
                 let start = self.enter_batch(machine, mark, tick.then_some(now))?;
+                if mark || deadline.is_none() {
+                    self.sink.flush();
+                }
                 self.order(exit.kick.take(), start.next());
                 return Ok(());
             }
             match deadline {
                 None => return Ok(()),
                 Some(_) if stop.is_asked() => return Ok(()),
-                Some(until) => wait::sleep(&mut self.ports, &self.waker, remaining(until, now)),
+                Some(until) => {
+                    self.sink.flush();
+                    wait::sleep(&mut self.ports, &self.waker, remaining(until, now));
+                }
             }
         }
     }

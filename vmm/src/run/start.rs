@@ -2,12 +2,11 @@
 
 use super::Host;
 use crate::stop::Stop;
-use crate::config::{Arbiter, Config, Node};
+use crate::config::{Config, Node};
 use crate::ft::port::DevicePort;
 use crate::ft::wait::Waker;
 use anyhow::{Context, bail};
 use lockstep_arbiter::client::ArbiterClient;
-use lockstep_arbiter::config::ArbiterConfig;
 use lockstep_protocol::ids::{Holder, LogOffset, Term};
 use lockstep_protocol::message::{Digest, Hello, Role};
 use lockstep_protocol::session::Timing;
@@ -53,16 +52,7 @@ pub(super) fn stop_on_signals(waker: &Waker) -> anyhow::Result<Stop> {
 
 /// Opens the arbiter that the configuration names.
 pub(super) fn open_arbiter(config: &Config, node: &Node) -> anyhow::Result<ArbiterClient> {
-    let arbiter = match config.arbiter.clone() {
-        Arbiter::File { dir } => ArbiterConfig::File { dir },
-        Arbiter::Quic { address, certificate, .. } => ArbiterConfig::Quic {
-            address,
-            certificate,
-            own_certificate: node.certificate.clone(),
-            own_key: node.key.clone(),
-        },
-    };
-    Ok(ArbiterClient::open(&arbiter)?)
+    Ok(ArbiterClient::open(&config.arbiter_of(node))?)
 }
 
 /// Asks the arbiter for the last term.

@@ -72,11 +72,11 @@ impl FrontEnd {
         if has_protocol_features {
             let protocol = frontend
                 .get_protocol_features()
-                .map_err(|source| FrontendError::Request { what: "name its protocol features", source: source.into() })?;
+                .map_err(|source| FrontendError::Request { what: "name its protocol features", source })?;
             let wanted = protocol & VhostUserProtocolFeatures::REPLY_ACK;
             frontend
                 .set_protocol_features(wanted)
-                .map_err(|source| FrontendError::Request { what: "take protocol features", source: source.into() })?;
+                .map_err(|source| FrontendError::Request { what: "take protocol features", source })?;
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         Ok(Self { frontend, has_protocol_features, active: false })
@@ -115,7 +115,7 @@ impl FrontEnd {
         for index in 0..rings {
             self.frontend
                 .set_vring_enable(index, false)
-                .map_err(|source| FrontendError::Request { what: "stop a queue", source: source.into() })?;
+                .map_err(|source| FrontendError::Request { what: "stop a queue", source })?;
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ impl FrontEnd {
         if self.has_protocol_features {
             self.frontend
                 .set_vring_enable(index, true)
-                .map_err(|source| FrontendError::Request { what: "start a queue", source: source.into() })?;
+                .map_err(|source| FrontendError::Request { what: "start a queue", source })?;
         }
         Ok(())
     }

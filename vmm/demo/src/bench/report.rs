@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::{Measured, Outcome};
+use super::{Measured, Outcome, round};
 use crate::args::BenchArgs;
 
 /// The JSON object. Keys are never renamed. A number that could not be measured is null.
@@ -205,9 +205,4 @@ fn median(values: &[u64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len() / 2).map(|value| *value as f64)
-}
-
-fn round(value: f64, steps: f64) -> f64 {
-    // The zero turns a -0 into a 0.
-    (value * steps).round() / steps + 0.0
 }

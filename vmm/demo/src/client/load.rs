@@ -103,20 +103,43 @@ impl Load {
 
     /// Lets every connection get its last replies, then reads every key back. Returns the tally and what is missing.
     pub(crate) async fn finish(self) -> anyhow::Result<(Tally, Losses)> {
+        let address = self.address;
+        let mut judge = self.stop().await?;
+        let losses = judge.read_back(address).await.unwrap_or_else(|error| {
+            judge.tally.broken += 1;
+            judge.tally.story(format!("Reading back failed: {error:#}"));
+            Losses::default()
+        });
+        Ok((judge.tally, losses))
+    }
+
+    /// Lets every connection get its last replies.
+    pub(crate) async fn stop(self) -> anyhow::Result<Judge> {
         self.shared.stop.set(true);
         let mut checkers = Vec::new();
         for client in self.clients {
             checkers.push(client.await.context("A client failed")?);
         }
-        let mut tally = self.shared.tally.borrow().clone();
-        let counters = self.shared.counters.take();
-        let read = read_all(self.address, &checkers, &counters).await;
-        let losses = read.unwrap_or_else(|error| {
-            tally.broken += 1;
-            tally.story(format!("Reading back failed: {error:#}"));
-            Losses::default()
-        });
-        Ok((tally, losses))
+        Ok(Judge {
+            tally: self.shared.tally.borrow().clone(),
+            checkers,
+            counters: self.shared.counters.take(),
+        })
+    }
+}
+
+/// What all connections know at the end.
+#[derive(Clone, Debug)]
+pub(crate) struct Judge {
+    pub(crate) tally: Tally,
+    checkers: Vec<Checker>,
+    counters: SharedCounters,
+}
+
+impl Judge {
+    /// Reads every key back over fresh connections and says what is missing.
+    pub(crate) async fn read_back(&self, address: SocketAddr) -> anyhow::Result<Losses> {
+        read_all(address, &self.checkers, &self.counters).await
     }
 }
 

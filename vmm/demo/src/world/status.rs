@@ -14,6 +14,8 @@ pub(crate) struct Status {
     pub(crate) role: String,
     pub(crate) term: u64,
     #[serde(default)]
+    pub(crate) log_end: u64,
+    #[serde(default)]
     pub(crate) log_bytes: u64,
     #[serde(default)]
     pub(crate) input_bytes: u64,

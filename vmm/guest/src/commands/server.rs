@@ -273,7 +273,7 @@ pub(super) fn shutdown(call: &mut Call<'_>) -> Result {
         return Err(Refusal::Syntax);
     }
     // No reply: the client sees the end of the connection, as with Redis.
-    call.db.shutdown = true;
+    call.db.shutdown = Some(call.db.now);
     call.session.closing = true;
     Ok(())
 }

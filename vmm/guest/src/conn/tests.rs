@@ -1,5 +1,6 @@
 //! A client's replies and when they leave.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::*;
@@ -192,4 +193,36 @@ fn a_client_that_does_not_read_is_not_served_further() {
     assert_eq!(conn.room(), 0);
     world.hear(&mut conn);
     assert!(conn.room() > 0);
+}
+
+#[test]
+fn a_full_disk_refuses_writes_but_lets_read_and_delete() {
+    let (mut world, mut conn) = (World::new(), Conn::new(1));
+    world.db.memory.store_max = 16 << 20;
+    world.disk.is_prompt = true;
+    let mut heard = Vec::new();
+    for key in 0..40 {
+        let set = [
+            alloc::format!("set key{key} ").as_bytes(),
+            &[b'x'; 50_000],
+            b"\r\n",
+        ]
+        .concat();
+        for piece in set.chunks(10_000) {
+            world.say(&mut conn, piece);
+        }
+        // A compaction takes several rounds.
+        (0..30).for_each(|_| world.round());
+        world.say(&mut conn, b"");
+        (0..30).for_each(|_| world.round());
+        heard.extend(world.hear(&mut conn));
+    }
+    let heard = String::from_utf8_lossy(&heard);
+    let stored = heard.matches("+OK").count();
+    assert!((15..30).contains(&stored), "{stored}");
+    assert_eq!(heard.matches("-ERR disk full").count(), 40 - stored);
+
+    world.say(&mut conn, b"strlen key0\r\ndel key0 key1\r\nset key0 again\r\n");
+    (0..30).for_each(|_| world.round());
+    assert_eq!(world.hear(&mut conn), b":50000\r\n:2\r\n+OK\r\n");
 }

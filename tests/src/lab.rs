@@ -1,0 +1,189 @@
+//! The lab: two emulated hosts, each with a real KVM, wires that can be made bad or cut, and clients outside. What a
+//! machine without a usable KVM can still prove, `cargo xtask lab NAME` proves.
+//!
+//! A host is a QEMU with an emulated CPU that boots Debian's cloud kernel; inside it `lockstep run` protects a guest as
+//! on any host. Killing the QEMU is a power cut. The test machine itself is the outside: clients and arbiter.
+//!
+//! Read in this order: this file (what `cargo xtask lab` does), [`scenario`] (the stories), [`world`] (hosts, disk,
+//! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`]
+//! and [`guest_image`] (what is booted), [`room`] (why nothing is left when a lab ends).
+
+pub mod agent;
+pub mod config;
+pub mod guest_image;
+pub mod host;
+pub mod host_image;
+pub mod packages;
+pub mod report;
+pub mod room;
+pub mod scenario;
+pub mod tree;
+pub mod wires;
+pub mod world;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+
+use self::config::Guest;
+use self::report::Report;
+use self::room::Folder;
+use self::scenario::{Order, failover, idle, replay, wan};
+use self::world::Setting;
+use crate::qemu::suite::target;
+
+/// Arguments of `cargo xtask lab`.
+#[derive(Clone, Debug, Args)]
+pub struct LabArgs {
+    /// What is played
+    #[arg(value_enum)]
+    pub name: Name,
+    /// What the VM boots
+    #[arg(long, value_enum, default_value_t = Guest::Debian)]
+    pub guest: Guest,
+    /// How often, where a story can be told often
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// How many TCP connections the clients have
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub clients: u16,
+    /// What the clients do and when things happen
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Get QEMU, kernel, redis and tools from Debian first where they are missing (as root)
+    #[arg(long)]
+    pub install: bool,
+    /// Keep consoles, logs and configuration in DIR; whatever is there is removed first
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// The stories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// The primary's host loses its power under load
+    Failover,
+    /// The hosts are 50 ms apart, and a frame in a hundred is lost
+    Wan,
+    /// Nothing happens: how much log is that?
+    Idle,
+    /// A recorded boot is executed again and compared
+    Replay,
+}
+
+/// Runs the lab. It fails with a sentence where something is missing; it never skips anything.
+pub fn run(args: &LabArgs) -> anyhow::Result<()> {
+    if room::is_inside() {
+        room::guard(limit(args))?;
+        return play(args);
+    }
+    if args.install {
+        packages::install()?;
+    }
+    packages::check()?;
+    build(args)?;
+    match room::enter()? {}
+}
+
+fn play(args: &LabArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let folder = Folder::new(&target().join("lab"))?;
+    wires::lay()?;
+    let order = Order {
+        setting: setting(args, folder.path())?,
+        clients: args.clients,
+        seed: args.seed,
+        runs: args.runs,
+    };
+    let played = match args.name {
+        Name::Failover => failover::play(&order),
+        Name::Wan => wan::play(&order),
+        Name::Idle => idle::play(&order),
+        Name::Replay => replay::play(&order),
+    };
+    let right = played.as_ref().is_ok_and(|report| report.failures().is_empty());
+    let kept = match &args.keep {
+        Some(keep) => Some(keep.clone()),
+        None if right => None,
+        None => Some(target().join("lab/failed")),
+    };
+    if let Some(kept) = &kept {
+        folder.keep_texts(kept)?;
+        eprintln!("Consoles, logs and configuration are in {}", kept.display());
+    }
+    let mut report = played?;
+    report.figure("seconds_in_all", "Took, s", start.elapsed().as_secs());
+    tell(args, &report)
+}
+
+fn tell(args: &LabArgs, report: &Report) -> anyhow::Result<()> {
+    match args.json {
+        true => println!("{}", report.json()),
+        false => println!("{}", report.table()),
+    }
+    match report.failures() {
+        [] => Ok(()),
+        failures => bail!("{}", failures.join("; ")),
+    }
+}
+
+fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
+    let kernel = packages::kernel()?;
+    let programs = target().join("release");
+    let guest = match args.guest {
+        Guest::Micro => None,
+        Guest::Debian => Some(guest_image::build(&folder.join("guest-image"), &kernel)?),
+    };
+    let examples = match args.name {
+        Name::Replay => vec![programs.join("examples").join(replay::EXAMPLE)],
+        _ => Vec::new(),
+    };
+    let parts = host_image::Parts {
+        kernel: &kernel,
+        programs: &programs,
+        examples: &examples,
+        guest: guest.as_deref(),
+    };
+    let image = host_image::build(&folder.join("host-image"), &parts)?;
+    Ok(Setting {
+        guest: args.guest,
+        kernel,
+        image,
+        programs,
+        folder: folder.into(),
+    })
+}
+
+fn build(args: &LabArgs) -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--bins"]);
+    for package in ["lockstep", "lockstep-arbiter", "vhost-net-ft", "vhost-blk-ft"] {
+        command.args(["--package", package]);
+    }
+    if args.name == Name::Replay {
+        command.args(["--example", replay::EXAMPLE]);
+    }
+    let status = command.status().context("Cannot run cargo")?;
+    if !status.success() {
+        bail!("Lockstep does not build");
+    }
+    Ok(())
+}
+
+/// Many times as long as it ever took.
+fn limit(args: &LabArgs) -> Duration {
+    let worlds = match args.name {
+        Name::Failover => args.runs,
+        _ => 1,
+    };
+    LIMIT * worlds
+}
+
+const LIMIT: Duration = Duration::from_secs(600);

@@ -1,0 +1,84 @@
+//! What the lab is made of beside our own programs: Debian's QEMU, kernel, busybox, redis-server and some tools.
+//!
+//! Called first of all by `cargo xtask lab`. QEMU and the kernel come the way the plain-QEMU suite gets them.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::qemu::packages::{self, Kernel, find_program};
+use crate::qemu::suite::target;
+
+/// Programs that the lab calls or copies into its images, and the package each is in.
+const TOOLS: [(&str, &str); 12] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("unshare", "util-linux"),
+    ("redis-server", "redis-server"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+];
+
+/// The kernel of hosts and guests.
+pub fn kernel() -> anyhow::Result<Kernel> {
+    Kernel::find(&kernel_folder()).context(HOW)
+}
+
+/// The path of one of [`TOOLS`].
+pub fn tool(program: &str) -> anyhow::Result<PathBuf> {
+    find_program(program).with_context(|| format!("{program} is missing: {HOW}"))
+}
+
+/// Says which program is missing.
+pub fn check() -> anyhow::Result<()> {
+    match missing().first() {
+        None => kernel().map(drop),
+        Some((program, package)) => bail!("{program} (package {package}) is missing: {HOW}"),
+    }
+}
+
+/// Gets what is missing, as root. The kernel is unpacked into a folder and never installed.
+pub fn install() -> anyhow::Result<()> {
+    if check().is_ok() {
+        return Ok(());
+    }
+    packages::install(&kernel_folder())?;
+    let mut packages: Vec<_> = missing().into_iter().map(|(_, package)| package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let status = Command::new("apt-get")
+        .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+        .args(&packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // A server that Debian would start at once is of no use to the lab, and would be in others' way.
+        .env("RUNLEVEL", "1")
+        .status()
+        .context("Cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get could not install {}", packages.join(", "));
+    }
+    check()
+}
+
+fn missing() -> Vec<(&'static str, &'static str)> {
+    TOOLS
+        .into_iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .collect()
+}
+
+/// The same unpacked kernel as the plain-QEMU suite's.
+fn kernel_folder() -> PathBuf {
+    target().join("qemu-plain")
+}
+
+const HOW: &str = "run `cargo xtask lab NAME --install` as root once";

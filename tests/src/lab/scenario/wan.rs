@@ -1,0 +1,56 @@
+//! `lab wan`: the two hosts are far apart. The guest must stay correct, through the death of a host too; what it costs
+//! is measured beside the same guest unprotected, on the same hosts in the same run.
+
+use std::time::Duration;
+
+use lockstep_demo::outside;
+
+use super::{Order, cut_power, failover};
+use crate::lab::report::Report;
+use crate::lab::wires::{GUEST, Node, Wire};
+use crate::lab::world::{Protection, World};
+
+/// Tells the story once.
+pub fn play(order: &Order) -> anyhow::Result<Report> {
+    let mut world = World::build(&order.setting, "wan")?;
+    world.power_on(Protection::None)?;
+    let alone = outside::measure(GUEST, order.clients, MEASURE)?;
+    world.power_off()?;
+
+    world.worsen(Wire::Pair, NETEM)?;
+    world.power_on(Protection::Pair)?;
+    let protected = outside::measure(GUEST, order.clients, MEASURE)?;
+    let rtt_us = world.status(Node::A)?["peer"]["rtt_us"].clone();
+    let death = cut_power(&mut world, order, order.seed, DELAY)?;
+
+    let mut report = order.report("wan");
+    report.figure("clients", "Connections", order.clients);
+    report.figure("netem", "Each way of the pair's wire", NETEM);
+    report.figure("rtt_us", "Round trip of the pair, us", rtt_us);
+    let (alone, protected) = (serde_json::to_value(alone)?, serde_json::to_value(protected)?);
+    for (key, words) in FIGURES {
+        let sides = [&alone[key], &protected[key]];
+        report.figure(
+            key,
+            &format!("{words}: alone, protected"),
+            sides.map(Clone::clone).to_vec(),
+        );
+    }
+    report.figure("unprotected", "Unprotected, all", alone);
+    report.figure("protected", "Protected, all", protected);
+    failover::tell(&mut report, &[death]);
+    Ok(report)
+}
+
+/// 50 ms there and back, and a frame in a hundred lost on each way.
+const NETEM: &str = "delay 25ms loss 1% limit 10000";
+const MEASURE: Duration = Duration::from_secs(16);
+const DELAY: Duration = Duration::from_secs(5);
+const FIGURES: [(&str, &str); 6] = [
+    ("get_p50_us", "GET p50, us"),
+    ("get_p99_us", "GET p99, us"),
+    ("set_p50_us", "SET p50, us"),
+    ("set_p99_us", "SET p99, us"),
+    ("pipelined_get_per_s", "Pipelined GET, 1/s"),
+    ("pipelined_set_per_s", "Pipelined SET, 1/s"),
+];

@@ -1,0 +1,252 @@
+//! The world of one story: two emulated hosts, their disk, an arbiter on the test machine, keys and a configuration.
+//!
+//! Scenarios build one, start and stop nodes in it, and pull plugs. All of it is gone with the value, except the logs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lockstep_demo::outside;
+use serde_json::Value;
+
+use super::agent;
+use super::config::{self, Guest};
+use super::guest_image;
+use super::host::{self, Host};
+use super::host_image::{CONSOLE_PORT, LOG_PORT};
+use super::wires::{GUEST, NODES, Node, Wire};
+use crate::qemu::packages::Kernel;
+use crate::qemu::processes::{Process, eventually};
+
+/// What all worlds of one lab share.
+#[derive(Debug)]
+pub struct Setting {
+    /// What the VM boots.
+    pub guest: Guest,
+    /// The kernel of hosts and guests.
+    pub kernel: Kernel,
+    /// The image of the hosts.
+    pub image: PathBuf,
+    /// The folder with our programs.
+    pub programs: PathBuf,
+    /// The lab's folder; each world has one in it.
+    pub folder: PathBuf,
+}
+
+/// Whether a VM is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// One host, nothing else.
+    None,
+    /// Both hosts.
+    Pair,
+}
+
+/// The world.
+#[derive(Debug)]
+pub struct World {
+    hosts: [Host; 2],
+    guest: Guest,
+    disk: PathBuf,
+    folder: PathBuf,
+    _arbiter: Process,
+}
+
+impl World {
+    /// Lays everything out and boots both hosts. The wires must have been laid.
+    pub fn build(setting: &Setting, name: &str) -> anyhow::Result<Self> {
+        let folder = setting.folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let lockstep = setting.programs.join("lockstep");
+        make_keys(&lockstep, &folder.join("keys"))?;
+        let disk = folder.join("disk.raw");
+        make_disk(setting.guest, &disk)?;
+        let arbiter = start_arbiter(&setting.programs, &folder)?;
+        let parts = host::Parts {
+            kernel: &setting.kernel,
+            image: &setting.image,
+            disk: &disk,
+            logs: &folder,
+        };
+        let [a, b] = NODES.map(|node| Host::start(node, &parts));
+        let mut world = Self {
+            hosts: [a?, b?],
+            guest: setting.guest,
+            disk,
+            folder,
+            _arbiter: arbiter,
+        };
+        for node in NODES {
+            world.host_mut(node).wait_until_ready()?;
+            world.configure(node)?;
+        }
+        Ok(world)
+    }
+
+    /// One of the hosts.
+    pub fn host(&self, node: Node) -> &Host {
+        &self.hosts[usize::from(node.number() - 1)]
+    }
+
+    /// The same, to do something to it.
+    pub fn host_mut(&mut self, node: Node) -> &mut Host {
+        &mut self.hosts[usize::from(node.number() - 1)]
+    }
+
+    /// The disk as the hosts left it. Look at it when they are dead.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// A folder for what a scenario leaves.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts the VM and waits until its server answers. An unprotected one runs on host a.
+    pub fn power_on(&mut self, protection: Protection) -> anyhow::Result<()> {
+        match protection {
+            Protection::None => self.start(Node::A, "primary", config::ALONE, "--alone")?,
+            Protection::Pair => {
+                self.start(Node::B, "backup", config::PAIR, "")?;
+                self.start(Node::A, "primary", config::PAIR, "")?;
+            }
+        }
+        let role = match protection {
+            Protection::None => "alone",
+            Protection::Pair => "primary",
+        };
+        eventually(&format!("node a to be {role}"), START_TIME, || {
+            let status = self.status_if_running(Node::A)?;
+            Ok((status["role"] == role).then_some(()))
+        })?;
+        let patience = self.guest.boot_time();
+        let up = eventually("the guest's server to answer", patience, || {
+            self.host_mut(Node::A).check()?;
+            Ok(outside::answers(GUEST)?.then_some(()))
+        });
+        up.with_context(|| self.last_words())
+    }
+
+    /// Ends the VM on all living hosts.
+    pub fn power_off(&mut self) -> anyhow::Result<()> {
+        for node in NODES {
+            self.host(node).run(
+                "kill $(pidof lockstep) || true; while pidof lockstep > /dev/null; do usleep 100000; done",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What a node says of itself.
+    pub fn status(&self, node: Node) -> anyhow::Result<Value> {
+        let script = format!("lockstep status --run-dir {} --json", config::run_dir(node));
+        let said = self.host(node).run(&script)?;
+        let line = said.lines().last().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| format!("Node {} said {line:?}", node.name()))
+    }
+
+    /// Makes a wire slow and lossy, from now on and both ways. In words of netem, as in `delay 25ms loss 1%`.
+    pub fn worsen(&self, wire: Wire, words: &str) -> anyhow::Result<()> {
+        for node in NODES {
+            let device = wire.name();
+            self.host(node)
+                .run(&format!("tc qdisc replace dev {device} root netem {words}"))?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of every console and log, for an error message.
+    pub fn last_words(&self) -> String {
+        let mut words = String::from("The last lines of the hosts' consoles and logs:");
+        for (host, name) in self
+            .hosts
+            .iter()
+            .flat_map(|host| ["host", "log", "guest"].map(|name| (host, name)))
+        {
+            let text = host.read(name);
+            let lines: Vec<_> = text.lines().rev().take(LAST_LINES).collect();
+            for line in lines.iter().rev() {
+                words.push_str(&format!("\n  {}.{name}: {}", host.node().name(), line.trim_end()));
+            }
+        }
+        words
+    }
+
+    fn start(&self, node: Node, role: &str, config: &str, more: &str) -> anyhow::Result<()> {
+        let name = node.name();
+        self.host(node)
+            .run(&format!(
+                "cd {DIR} && LOCKSTEP_LOG=info setsid lockstep run --config {config} --node {name} --role {role} {more} \
+                 > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
+            ))
+            .map(drop)
+    }
+
+    /// The status of a node that may not listen yet; an error if it has ended.
+    fn status_if_running(&mut self, node: Node) -> anyhow::Result<Value> {
+        self.host_mut(node).check()?;
+        match self.status(node) {
+            Ok(status) => Ok(status),
+            Err(_) if self.host(node).run("pidof lockstep").is_ok() => Ok(Value::Null),
+            Err(error) => Err(error.context(format!("Node {} ended. {}", node.name(), self.last_words()))),
+        }
+    }
+
+    fn configure(&self, node: Node) -> anyhow::Result<()> {
+        let keys = self.folder.join("keys");
+        let mut script = String::new();
+        let name = node.name();
+        for file in ["a.crt", "b.crt", "arbiter.crt", &format!("{name}.key")] {
+            script.push_str(&agent::put(
+                &format!("{DIR}/keys/{file}"),
+                &fs::read(keys.join(file))?,
+            ));
+        }
+        script.push_str(&format!("chmod 600 {DIR}/keys/{name}.key\n"));
+        for (file, vm) in [(config::PAIR, "lab"), (config::ALONE, "lab-alone")] {
+            let text = config::toml(self.guest, vm);
+            script.push_str(&agent::put(&format!("{DIR}/{file}"), text.as_bytes()));
+        }
+        self.host(node).run(&script).map(drop)
+    }
+}
+
+fn make_keys(lockstep: &Path, folder: &Path) -> anyhow::Result<()> {
+    let made = Command::new(lockstep)
+        .args(["keys", "--dir"])
+        .arg(folder)
+        .args(["a", "b", "arbiter"])
+        .output()
+        .context("Cannot run lockstep keys")?;
+    if !made.status.success() {
+        bail!("No keys: {}", String::from_utf8_lossy(&made.stderr).trim());
+    }
+    Ok(())
+}
+
+fn make_disk(guest: Guest, path: &Path) -> anyhow::Result<()> {
+    match guest {
+        Guest::Micro => Ok(File::create(path)?.set_len(MICRO_DISK_BYTES)?),
+        Guest::Debian => guest_image::make_disk(path),
+    }
+}
+
+fn start_arbiter(programs: &Path, folder: &Path) -> anyhow::Result<Process> {
+    fs::create_dir_all(folder.join("terms"))?;
+    let path = folder.join("arbiter.toml");
+    fs::write(&path, config::arbiter_toml())?;
+    let log = File::create(folder.join("arbiter.log"))?;
+    let mut command = Command::new(programs.join("lockstep-arbiter"));
+    command.arg("serve").arg("--config").arg(path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    Process::start(&mut command)
+}
+
+/// Where configuration and keys lie on a host.
+const DIR: &str = "/lab";
+const MICRO_DISK_BYTES: u64 = 64 << 20;
+const START_TIME: Duration = Duration::from_secs(60);
+const LAST_LINES: usize = 8;

@@ -1,0 +1,255 @@
+//! A pair of hosts for a story: keys, disk, arbiter directory and configuration in a directory of its own, and nodes as
+//! process groups that are gone with their values.
+//!
+//! Stories make one inside [`network::alone`](crate::network::alone). What it starts is `lockstep run`, as an operator
+//! would. `lockstep demo` has a world of its own; this one is for stories in which a pair is refused, or asked by
+//! others than the demo's clients.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::qemu::processes::eventually;
+use crate::{network, programs};
+
+/// Where the backup of a pair listens.
+pub const BACKUP_ADDRESS: &str = "127.0.0.3:7001";
+const DISK_BYTES: u64 = 64 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What both hosts have in common, and the directory in which all of it lies.
+pub struct Pair {
+    dir: TempDir,
+    lockstep: PathBuf,
+}
+
+impl Pair {
+    /// Lays everything out as it should be; stories break it afterwards.
+    pub fn new() -> anyhow::Result<Self> {
+        ensure!(
+            File::options().read(true).write(true).open("/dev/kvm").is_ok(),
+            "These stories need a usable /dev/kvm: `lockstep check` names the remedy"
+        );
+        let lockstep = programs::find("lockstep")?;
+        let dir = tempfile::Builder::new().prefix("lockstep-").tempdir()?;
+        let pair = Self { dir, lockstep };
+        pair.make_keys("keys", &["a", "b"])?;
+        File::create_new(pair.path("disk.raw"))?.set_len(DISK_BYTES)?;
+        fs::create_dir(pair.path("arbiter"))?;
+        fs::write(pair.path("vm.toml"), CONFIG)?;
+        Ok(pair)
+    }
+
+    /// A path in the pair's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes keys with `lockstep keys`.
+    pub fn make_keys(&self, dir: &str, names: &[&str]) -> anyhow::Result<()> {
+        let made = Command::new(&self.lockstep)
+            .args(["keys", "--dir"])
+            .arg(self.path(dir))
+            .args(names)
+            .output()?;
+        ensure!(
+            made.status.success(),
+            "lockstep keys failed: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        Ok(())
+    }
+
+    /// A configuration like the pair's own but for one text in it.
+    pub fn changed_config(&self, from: &str, to: &str) -> anyhow::Result<PathBuf> {
+        ensure!(CONFIG.contains(from), "the configuration has no {from:?}");
+        let path = self.path("changed.toml");
+        fs::write(&path, CONFIG.replace(from, to))?;
+        Ok(path)
+    }
+
+    /// Starts a node with the pair's configuration.
+    pub fn start(&self, node: &str, role: &str) -> anyhow::Result<Node> {
+        self.start_with(&self.path("vm.toml"), node, role)
+    }
+
+    /// Starts a node with a configuration of its own.
+    pub fn start_with(&self, config: &Path, node: &str, role: &str) -> anyhow::Result<Node> {
+        let log = self.path(&format!("{node}-{role}.log"));
+        let child = Command::new(&self.lockstep)
+            .args([
+                "run",
+                "--node",
+                node,
+                "--role",
+                role,
+                "--die-with-parent",
+                "--config",
+            ])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::options().create(true).append(true).open(&log)?)
+            .process_group(0)
+            .spawn()
+            .context("Cannot start lockstep")?;
+        let group = Pid::from_raw(child.id().cast_signed());
+        Ok(Node {
+            name: format!("{node} as {role}"),
+            child,
+            group,
+            log,
+            control: self.path(node).join("control.sock"),
+        })
+    }
+
+    /// Starts both nodes and waits until the guest is protected and its taps are on the bridge.
+    pub fn start_both(&self) -> anyhow::Result<(Node, Node)> {
+        let mut b = self.start("b", "backup")?;
+        let mut a = self.start("a", "primary")?;
+        a.wait_until_role("primary")?;
+        b.wait_until_role("backup")?;
+        for tap in ["ls-a", "ls-b"] {
+            eventually("a tap", PATIENCE, || Ok(network::has(tap).then_some(())))?;
+            network::plug(tap)?;
+        }
+        Ok((a, b))
+    }
+}
+
+/// A node: the process group of one `lockstep run`.
+pub struct Node {
+    name: String,
+    child: Child,
+    group: Pid,
+    log: PathBuf,
+    control: PathBuf,
+}
+
+impl Node {
+    /// What the node says of itself, if it answers.
+    pub fn status(&self) -> Option<Value> {
+        let mut stream = UnixStream::connect(&self.control).ok()?;
+        stream.write_all(b"status\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Waits until the node plays this part.
+    pub fn wait_until_role(&mut self, role: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if status.as_ref().is_some_and(|status| status["role"] == role) {
+                return Ok(());
+            }
+            if let Some(end) = self.child.try_wait()? {
+                bail!("Node {} ended ({end}): {}", self.name, self.log());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Node {} did not become {role}: {}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until a text is in the node's log.
+    pub fn wait_until_logged(&self, text: &str) -> anyhow::Result<()> {
+        eventually(&format!("{text:?} in the log of {}", self.name), PATIENCE, || {
+            Ok(self.log().contains(text).then_some(()))
+        })
+    }
+
+    /// Waits for the node to end and returns its exit code, if it has one, and what it said last: the sentences after
+    /// its log lines, one cause after the other.
+    pub fn wait_for_end(&mut self) -> anyhow::Result<(Option<i32>, String)> {
+        let child = &mut self.child;
+        let ended = eventually("the node to end", PATIENCE, || Ok(child.try_wait()?))
+            .with_context(|| format!("Node {} goes on: {}", self.name, self.log()))?;
+        let log = self.log();
+        let words: Vec<_> = log
+            .lines()
+            .filter_map(|line| line.strip_prefix("lockstep: "))
+            .collect();
+        Ok((ended.code(), words.join(": ")))
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Everything it wrote to standard error.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The power cut.
+    pub fn kill(&mut self) {
+        // It may be gone already, which is what a kill wants.
+        let _ = killpg(self.group, Signal::SIGKILL);
+        let _ = self.child.wait();
+        let deadline = Instant::now() + PATIENCE;
+        while killpg(self.group, None) != Err(Errno::ESRCH) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// What an operator would write; paths are relative to the file.
+const CONFIG: &str = r#"[vm]
+name = "story"
+memory_mib = 64
+cmdline = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379"
+[vm.net]
+mac = "52:54:00:4c:53:01"
+[vm.disk]
+mode = "shared"
+
+[pair]
+heartbeat_ms = 20
+
+[arbiter]
+kind = "file"
+dir = "arbiter"
+
+[node.a]
+address = "127.0.0.2:7001"
+certificate = "keys/a.crt"
+key = "keys/a.key"
+tap = "ls-a"
+disk = "disk.raw"
+run_dir = "a"
+
+[node.b]
+address = "127.0.0.3:7001"
+certificate = "keys/b.crt"
+key = "keys/b.key"
+tap = "ls-b"
+disk = "disk.raw"
+run_dir = "b"
+"#;
