@@ -59,6 +59,9 @@ pub struct LabArgs {
     /// Get QEMU, kernel, redis and tools from Debian first where they are missing (as root)
     #[arg(long)]
     pub install: bool,
+    /// Take Lockstep's programs from DIR instead of building them
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
     /// Keep consoles, logs and configuration in DIR; whatever is there is removed first
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
@@ -87,7 +90,9 @@ pub fn run(args: &LabArgs) -> anyhow::Result<()> {
         packages::install()?;
     }
     packages::check()?;
-    build(args)?;
+    if args.programs.is_none() {
+        build(args)?;
+    }
     match room::enter()? {}
 }
 
@@ -135,7 +140,7 @@ fn tell(args: &LabArgs, report: &Report) -> anyhow::Result<()> {
 
 fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
     let kernel = packages::kernel()?;
-    let programs = target().join("release");
+    let programs = args.programs.clone().unwrap_or_else(|| target().join("release"));
     let guest = match args.guest {
         Guest::Micro => None,
         Guest::Debian => Some(guest_image::build(&folder.join("guest-image"), &kernel)?),

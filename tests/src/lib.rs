@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod demo;
+pub mod everyday;
 pub mod kill_points;
 pub mod lab;
 pub mod network;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{kill_points, lab, qemu, seeds};
+use lockstep_tests::{everyday, kill_points, lab, qemu, seeds};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -16,6 +16,12 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Run every test of the workspace and tell the sum; as root on Debian, get first what they call
+    Test {
+        /// For cargo test
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Boot a stock Debian kernel under QEMU with our device processes as plain vhost-user back-ends
     QemuPlain {
         /// Get QEMU, busybox and the kernel from Debian first where they are missing (as root)
@@ -49,6 +55,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
+        Task::Test { arguments } => everyday::run(&arguments),
         Task::QemuPlain { install } => qemu::suite::run(install),
         Task::Lab(args) => lab::run(&args),
         Task::Seeds { runs, json } => seeds::run(runs, json),

@@ -1,7 +1,7 @@
 //! A pair of hosts for a story: keys, disk, arbiter directory and configuration in a directory of its own, and nodes as
 //! process groups that are gone with their values.
 //!
-//! Stories make one inside [`network::alone`](crate::network::alone). What it starts is `lockstep run`, as an operator
+//! Stories make one inside [`crate::network::alone`]. What it starts is `lockstep run`, as an operator
 //! would. `lockstep demo` has a world of its own; this one is for stories in which a pair is refused, or asked by
 //! others than the demo's clients.
 

@@ -36,7 +36,11 @@ pub enum ControlError {
 ///
 /// # Errors
 /// When the directory is not usable or another node runs in it.
-pub fn serve(run_dir: &Path, monitor: Arc<Monitor>, stop: impl Fn() + Send + 'static) -> Result<(), ControlError> {
+pub fn serve(
+    run_dir: &Path,
+    monitor: Arc<Monitor>,
+    stop: impl Fn() + Send + 'static,
+) -> Result<(), ControlError> {
     let listener = listen(run_dir)?;
     thread::Builder::new()
         .name("control".into())
@@ -54,7 +58,11 @@ pub fn serve(run_dir: &Path, monitor: Arc<Monitor>, stop: impl Fn() + Send + 'st
 
 fn listen(run_dir: &Path) -> Result<UnixListener, ControlError> {
     let directory = |error| ControlError::Directory(run_dir.into(), error);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(directory)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .map_err(directory)?;
     let path = run_dir.join(CONTROL_SOCKET);
     if UnixStream::connect(&path).is_ok() {
         return Err(ControlError::InUse(run_dir.into()));

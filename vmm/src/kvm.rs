@@ -89,7 +89,8 @@ pub fn open() -> Result<Kvm, KvmError> {
 /// When KVM refuses one of the steps.
 pub fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, KvmError> {
     let vm = kvm.create_vm().map_err(KvmError::refused("create a VM"))?;
-    vm.set_tss_address(TSS_ADDRESS).map_err(KvmError::refused("place the TSS pages"))?;
+    vm.set_tss_address(TSS_ADDRESS)
+        .map_err(KvmError::refused("place the TSS pages"))?;
     for (slot, region) in (0_u32..).zip(memory.iter()) {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
@@ -114,7 +115,8 @@ pub fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, KvmError> 
 /// When KVM refuses the vCPU or the template.
 pub fn create_vcpu(vm: &VmFd, template: &CpuTemplate) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("create a vCPU"))?;
-    vcpu.set_cpuid2(&template.0).map_err(KvmError::refused("take the CPUID template"))?;
+    vcpu.set_cpuid2(&template.0)
+        .map_err(KvmError::refused("take the CPUID template"))?;
     Ok(vcpu)
 }
 
@@ -131,8 +133,14 @@ impl CpuTemplate {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::refused("list its CPUID leaves"))?;
-        let entries: Vec<_> = supported.as_slice().iter().filter_map(mask_leaf).chain(clock_leaves()).collect();
-        let cpuid = CpuId::from_entries(&entries).expect("masking only removes leaves and two small ones are added");
+        let entries: Vec<_> = supported
+            .as_slice()
+            .iter()
+            .filter_map(mask_leaf)
+            .chain(clock_leaves())
+            .collect();
+        let cpuid =
+            CpuId::from_entries(&entries).expect("masking only removes leaves and two small ones are added");
         Ok(Self(cpuid))
     }
 
@@ -141,7 +149,15 @@ impl CpuTemplate {
     pub fn digest(&self) -> [u8; 16] {
         let mut words = Vec::new();
         for leaf in self.0.as_slice() {
-            words.extend([leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+            words.extend([
+                leaf.function,
+                leaf.index,
+                leaf.flags,
+                leaf.eax,
+                leaf.ebx,
+                leaf.ecx,
+                leaf.edx,
+            ]);
         }
         xxh3_128(words.as_bytes()).to_le_bytes()
     }
@@ -183,7 +199,11 @@ fn clock_leaves() -> [kvm_cpuid_entry2; 2] {
         edx: 0x4d,
         ..Default::default()
     };
-    let features = kvm_cpuid_entry2 { function: 0x4000_0001, eax: bit(3) | bit(24), ..Default::default() };
+    let features = kvm_cpuid_entry2 {
+        function: 0x4000_0001,
+        eax: bit(3) | bit(24),
+        ..Default::default()
+    };
     [signature, features]
 }
 

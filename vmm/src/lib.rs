@@ -7,7 +7,7 @@
 //! 5. [`status`] and [`cli`]: what people see of it.
 #![deny(unsafe_code)]
 
-/// What the VMM and the micro guest agreed on; one text for both.
+// What the VMM and the micro guest agreed on; one text for both.
 #[path = "../guest/src/abi.rs"]
 #[allow(
     dead_code,

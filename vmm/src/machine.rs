@@ -5,9 +5,9 @@
 //! clock, socket or file after it is built: same inputs at the same positions, same machine.
 
 use crate::board::{Board, PortDeed, clock};
+use crate::vcpu::{Bus, Stop, Vcpu, VcpuError};
 use crate::virtio::mmio::{MmioDeed, MmioDevice};
 use crate::virtio::ring::{LookAhead, QUEUE_SIZE_MAX};
-use crate::vcpu::{Bus, Stop, Vcpu, VcpuError};
 use crate::{abi, boot, kvm, memory};
 use kvm_ioctls::VmFd;
 use lockstep_protocol::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
@@ -74,7 +74,9 @@ impl ReceiveRoom {
         let (mut buffers, mut room) = (0, 0);
         while room < length && buffers < most {
             if buffers == self.seen.len() {
-                let Some(capacity) = self.ahead.as_mut().and_then(Iterator::next) else { return false };
+                let Some(capacity) = self.ahead.as_mut().and_then(Iterator::next) else {
+                    return false;
+                };
                 self.seen.push_back(capacity);
             }
             room += self.seen[buffers];
@@ -89,7 +91,11 @@ impl ReceiveRoom {
     /// Whether more buffers would not help a frame that did not fit.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
-        let enough = if self.merges { usize::from(QUEUE_SIZE_MAX) } else { 1 };
+        let enough = if self.merges {
+            usize::from(QUEUE_SIZE_MAX)
+        } else {
+            1
+        };
         self.seen.len() >= enough
     }
 }
@@ -167,7 +173,13 @@ impl Machine {
             memory_bytes: spec.memory_mib << 20,
             exit: Exit::default(),
         };
-        Ok(Self { vcpu: Vcpu::new(vcpu), _vm: vm, parts, position: Position::ZERO, template: template.digest() })
+        Ok(Self {
+            vcpu: Vcpu::new(vcpu),
+            _vm: vm,
+            parts,
+            position: Position::ZERO,
+            template: template.digest(),
+        })
     }
 
     /// Closes the window and runs to the next synchronous exit, which opens a new one.
@@ -220,7 +232,9 @@ impl Machine {
     pub fn receive_room(&self, id: DeviceId) -> ReceiveRoom {
         let device = self.device(id).filter(|device| device.is_ready());
         ReceiveRoom {
-            ahead: device.and_then(|device| device.rings().first()).map(|ring| ring.look_ahead(&self.parts.memory)),
+            ahead: device
+                .and_then(|device| device.rings().first())
+                .map(|ring| ring.look_ahead(&self.parts.memory)),
             seen: VecDeque::new(),
             merges: device.is_some_and(MmioDevice::merges_buffers),
         }
@@ -249,7 +263,9 @@ impl Parts {
     }
 
     fn driver_ready(&mut self, id: DeviceId) {
-        let Some(device) = self.devices.get_mut(usize::from(id.get())) else { return };
+        let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
+            return;
+        };
         if device.kind() == crate::virtio::mmio::DeviceKind::Net
             && let Some(ring) = device.ring_mut(crate::virtio::mmio::NET_RX)
         {
@@ -259,14 +275,21 @@ impl Parts {
     }
 
     fn kicked(&mut self, id: DeviceId, queue: QueueIndex) {
-        let Some(device) = self.devices.get_mut(usize::from(id.get())) else { return };
-        let receives = device.kind() == crate::virtio::mmio::DeviceKind::Net && queue == crate::virtio::mmio::NET_RX;
+        let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
+            return;
+        };
+        let receives =
+            device.kind() == crate::virtio::mmio::DeviceKind::Net && queue == crate::virtio::mmio::NET_RX;
         // Receive buffers are taken when a frame comes, not when they are offered.
         let heads = match device.ring_mut(queue) {
             Some(ring) if !receives => ring.take_kicked(&self.memory),
             _ => Vec::new(),
         };
-        self.exit.kick = Some(Kick { device: id, queue, heads });
+        self.exit.kick = Some(Kick {
+            device: id,
+            queue,
+            heads,
+        });
     }
 }
 
@@ -285,7 +308,9 @@ impl Bus for Parts {
     }
 
     fn mmio_write(&mut self, address: u64, data: &[u8]) {
-        let Some((device, offset)) = self.window_of(address) else { return };
+        let Some((device, offset)) = self.window_of(address) else {
+            return;
+        };
         let id = device.id();
         match device.write(offset, data) {
             MmioDeed::None => {}
@@ -324,13 +349,18 @@ impl MachineDigest {
         for region in memory.iter() {
             for at in (0..region.len()).step_by(page.len()) {
                 let address = GuestAddress(region.start_addr().0 + at);
-                memory.read_slice(&mut page, address).expect("the loop stays inside the region");
+                memory
+                    .read_slice(&mut page, address)
+                    .expect("the loop stays inside the region");
                 let mut hasher = xxhash_rust::xxh3::Xxh3::new();
                 hasher.write(&page);
                 pages.push(hasher.finish());
             }
         }
-        Ok(Self { registers: xxhash_rust::xxh3::xxh3_128(text.as_bytes()), pages })
+        Ok(Self {
+            registers: xxhash_rust::xxh3::xxh3_128(text.as_bytes()),
+            pages,
+        })
     }
 }
 

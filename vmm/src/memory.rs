@@ -39,7 +39,8 @@ pub enum MemoryError {
 pub fn create(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     let file = |source| MemoryError::File { mib, source };
     let bytes = mib << 20;
-    let memfd = memfd_create("lockstep-guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(file)?;
+    let memfd =
+        memfd_create("lockstep-guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(file)?;
     ftruncate(&memfd, bytes).map_err(file)?;
     // A device process that could shrink the file would kill this one with SIGBUS.
     fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(file)?;

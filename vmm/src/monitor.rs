@@ -112,7 +112,11 @@ impl Monitor {
 
     /// Something happened.
     pub fn note(&self, what: What) {
-        let event = Event { at_unix_ns: unix_ns(), at_boot_ns: boottime().as_nanos(), what };
+        let event = Event {
+            at_unix_ns: unix_ns(),
+            at_boot_ns: boottime().as_nanos(),
+            what,
+        };
         let mut slow = self.slow();
         if slow.events.len() == EVENTS_MAX {
             slow.events.remove(0);
@@ -169,7 +173,9 @@ impl Monitor {
             released_outputs: gates.iter().map(|gate| gate.released).sum(),
             log_bytes: view.log_bytes,
             input_bytes: view.input_bytes,
-            lease_ms_left: view.lease_until_ns.map(|until| until.saturating_sub(now) / 1_000_000),
+            lease_ms_left: view
+                .lease_until_ns
+                .map(|until| until.saturating_sub(now) / 1_000_000),
             peer: self.peer.clone().map(|(node, address)| Peer {
                 node,
                 address,
@@ -198,5 +204,9 @@ pub fn unix_ns() -> u64 {
 }
 
 fn describe(probe: &DeviceProbe) -> Device {
-    Device { kind: probe.kind.into(), alive: probe.alive.load(Ordering::Relaxed), pid: probe.pid }
+    Device {
+        kind: probe.kind.into(),
+        alive: probe.alive.load(Ordering::Relaxed),
+        pid: probe.pid,
+    }
 }

@@ -9,21 +9,21 @@ mod shadow;
 mod start;
 
 use crate::config::{Config, Node};
-use crate::control;
 use crate::console::Console;
+use crate::control;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor};
+use crate::spawn::{self, DeviceProcess};
 use crate::status::{Role, What};
 use crate::stop::Stop;
-use crate::spawn::{self, DeviceProcess};
 use crate::virtio::mmio::DeviceKind;
 use anyhow::Context;
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, Holder, LogOffset, Incarnation, Term};
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, LogOffset, Term};
 use lockstep_staging::gate::Mode;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -120,11 +120,20 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let seat = Seat {
         arbiter: start::open_arbiter(&config, &node)?,
         vm: VmName::new(&config.vm.name)?,
-        me: Holder { node: node.name.clone(), incarnation: Incarnation::new(rand::random()) },
+        me: Holder {
+            node: node.name.clone(),
+            incarnation: Incarnation::new(rand::random()),
+        },
     };
     let processes = spawn::device_processes(&config, &node)?;
     let ports = connect_ports(&processes)?;
-    monitor.set_devices(processes.iter().zip(&ports).map(|(process, port)| probe(process, port)).collect());
+    monitor.set_devices(
+        processes
+            .iter()
+            .zip(&ports)
+            .map(|(process, port)| probe(process, port))
+            .collect(),
+    );
     let machine = Machine::build(MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),
         image: MICRO_GUEST,
@@ -132,7 +141,19 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         devices: ports.iter().map(DevicePort::window).collect(),
     })?;
     let die_at_record = options.die_at_record;
-    let host = Host { config, node, peer, monitor, waker, stop, seat, machine, console: Console::default(), die_at_record, _processes: processes };
+    let host = Host {
+        config,
+        node,
+        peer,
+        monitor,
+        waker,
+        stop,
+        seat,
+        machine,
+        console: Console::default(),
+        die_at_record,
+        _processes: processes,
+    };
     Ok((host, ports))
 }
 
@@ -161,7 +182,10 @@ impl Host {
         ports.iter().for_each(|port| port.gate().set_mode(Mode::Halted));
         self.monitor.note(What::Halted);
         self.monitor.set_role(Role::Halted, term);
-        anyhow::anyhow!("Node {} lives in term {term}, so this one halted; look at it with `lockstep status`", by.node)
+        anyhow::anyhow!(
+            "Node {} lives in term {term}, so this one halted; look at it with `lockstep status`",
+            by.node
+        )
     }
 }
 
@@ -170,7 +194,12 @@ fn connect_ports(processes: &[DeviceProcess]) -> anyhow::Result<Vec<DevicePort>>
         .zip(processes)
         .map(|(id, process)| {
             let sockets = &process.sockets;
-            Ok(DevicePort::connect(DeviceId::new(id), process.kind, &sockets.vhost, &sockets.staging)?)
+            Ok(DevicePort::connect(
+                DeviceId::new(id),
+                process.kind,
+                &sockets.vhost,
+                &sockets.staging,
+            )?)
         })
         .collect()
 }
@@ -180,5 +209,10 @@ fn probe(process: &DeviceProcess, port: &DevicePort) -> DeviceProbe {
         DeviceKind::Net => "net",
         DeviceKind::Blk => "blk",
     };
-    DeviceProbe { kind, gate: port.gate(), alive: port.liveness(), pid: process.pid() }
+    DeviceProbe {
+        kind,
+        gate: port.gate(),
+        alive: port.liveness(),
+        pid: process.pid(),
+    }
 }

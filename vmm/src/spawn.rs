@@ -63,7 +63,10 @@ pub fn device_processes(config: &Config, node: &Node) -> Result<Vec<DeviceProces
         processes.push(match &node.net_process {
             Some(sockets) => foreign(DeviceKind::Net, sockets),
             None => {
-                let tap = node.tap.as_ref().ok_or_else(|| SpawnError::Missing(node.name.to_string(), "tap"))?;
+                let tap = node
+                    .tap
+                    .as_ref()
+                    .ok_or_else(|| SpawnError::Missing(node.name.to_string(), "tap"))?;
                 let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
                 start(DeviceKind::Net, node, &["--tap", tap, "--mac", &mac])?
             }
@@ -73,8 +76,15 @@ pub fn device_processes(config: &Config, node: &Node) -> Result<Vec<DeviceProces
         processes.push(match &node.blk_process {
             Some(sockets) => foreign(DeviceKind::Blk, sockets),
             None => {
-                let disk = node.disk.as_ref().ok_or_else(|| SpawnError::Missing(node.name.to_string(), "disk"))?;
-                start(DeviceKind::Blk, node, &["--disk", &disk.to_string_lossy(), "--mode", "shared"])?
+                let disk = node
+                    .disk
+                    .as_ref()
+                    .ok_or_else(|| SpawnError::Missing(node.name.to_string(), "disk"))?;
+                start(
+                    DeviceKind::Blk,
+                    node,
+                    &["--disk", &disk.to_string_lossy(), "--mode", "shared"],
+                )?
             }
         });
     }
@@ -82,7 +92,11 @@ pub fn device_processes(config: &Config, node: &Node) -> Result<Vec<DeviceProces
 }
 
 fn foreign(kind: DeviceKind, sockets: &DeviceSockets) -> DeviceProcess {
-    DeviceProcess { kind, sockets: sockets.clone(), child: None }
+    DeviceProcess {
+        kind,
+        sockets: sockets.clone(),
+        child: None,
+    }
 }
 
 fn start(kind: DeviceKind, node: &Node, arguments: &[&str]) -> Result<DeviceProcess, SpawnError> {
@@ -90,7 +104,9 @@ fn start(kind: DeviceKind, node: &Node, arguments: &[&str]) -> Result<DeviceProc
         DeviceKind::Net => "net",
         DeviceKind::Blk => "blk",
     };
-    let program = std::env::current_exe().map_err(SpawnError::OwnPath)?.with_file_name(format!("vhost-{name}-ft"));
+    let program = std::env::current_exe()
+        .map_err(SpawnError::OwnPath)?
+        .with_file_name(format!("vhost-{name}-ft"));
     let sockets = DeviceSockets {
         vhost: node.run_dir.join(format!("{name}.sock")),
         staging: node.run_dir.join(format!("{name}-staging.sock")),
@@ -106,12 +122,18 @@ fn start(kind: DeviceKind, node: &Node, arguments: &[&str]) -> Result<DeviceProc
         .args(arguments)
         .spawn()
         .map_err(|error| SpawnError::Start(program, error))?;
-    Ok(DeviceProcess { kind, sockets, child: Some(child) })
+    Ok(DeviceProcess {
+        kind,
+        sockets,
+        child: Some(child),
+    })
 }
 
 fn remove_old(socket: &Path) -> Result<(), SpawnError> {
     match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpawnError::OldSocket(socket.into(), error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(SpawnError::OldSocket(socket.into(), error))
+        }
         _ => Ok(()),
     }
 }

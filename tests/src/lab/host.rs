@@ -103,7 +103,9 @@ impl Host {
                 Some(line) => bail!("Host {} cannot be set up: {}", self.node.name(), line.trim()),
                 None => Ok(said.contains("LOCKSTEP ready").then_some(())),
             }
-        })
+        })?;
+        // It says so a moment before it listens.
+        eventually(&what, BOOT_TIME, || Ok(self.run("true").ok().map(drop)))
     }
 
     /// Says so when it is dead, which it should not be.

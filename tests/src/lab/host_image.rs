@@ -77,20 +77,22 @@ fn script() -> String {
 /bin/busybox --install -s /bin
 export PATH={PROGRAMS}:/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+# Not just "ip": this shell would take busybox's own.
+ip={PROGRAMS}/ip
 say() {{ echo "LOCKSTEP $*" > /dev/console; }}
 while read -r module; do insmod /modules/$module || say failed insmod $module; done < /modules/order
 number=$(sed -n 's/.*lab.host=\([0-9]*\).*/\1/p' /proc/cmdline)
 for link in /sys/class/net/eth*; do
     case $(cat $link/address) in
-        *:01) ip link set ${{link##*/}} name pair;;
-        *:02) ip link set ${{link##*/}} name front;;
-        *:03) ip link set ${{link##*/}} name manage;;
+        *:01) $ip link set ${{link##*/}} name pair;;
+        *:02) $ip link set ${{link##*/}} name front;;
+        *:03) $ip link set ${{link##*/}} name manage;;
     esac || say failed name of $link
 done
-ip addr add 10.78.0.$number/24 dev pair && ip addr add 10.79.0.1$number/24 dev manage || say failed addresses
-ip link add br0 type bridge && ip tuntap add {TAP} mode tap vnet_hdr || say failed bridge
-ip link set front master br0 && ip link set {TAP} master br0 || say failed ports
-for link in lo pair front manage {TAP} br0; do ip link set $link up || say failed link $link; done
+$ip addr add 10.78.0.$number/24 dev pair && $ip addr add 10.79.0.1$number/24 dev manage || say failed addresses
+$ip link add br0 type bridge && $ip tuntap add {TAP} mode tap vnet_hdr || say failed bridge
+$ip link set front master br0 && $ip link set {TAP} master br0 || say failed ports
+for link in lo pair front manage {TAP} br0; do $ip link set $link up || say failed link $link; done
 [ -c /dev/kvm ] || say failed kvm
 mkdir -p /run/lockstep
 say ready now

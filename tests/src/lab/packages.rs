@@ -31,7 +31,7 @@ pub fn kernel() -> anyhow::Result<Kernel> {
     Kernel::find(&kernel_folder()).context(HOW)
 }
 
-/// The path of one of [`TOOLS`].
+/// The path of one of `TOOLS`.
 pub fn tool(program: &str) -> anyhow::Result<PathBuf> {
     find_program(program).with_context(|| format!("{program} is missing: {HOW}"))
 }

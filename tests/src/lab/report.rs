@@ -11,7 +11,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds a figure. Keys are never renamed.
+    /// Adds a figure. Keys are never renamed. One without words is for programs alone.
     pub fn figure(&mut self, key: &'static str, words: &str, value: impl Into<Value>) {
         self.figures.push((key, words.to_owned(), value.into()));
     }
@@ -43,7 +43,7 @@ impl Report {
     pub fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_FULL_CONDENSED);
-        for (_, words, value) in &self.figures {
+        for (_, words, value) in self.figures.iter().filter(|(_, words, _)| !words.is_empty()) {
             table.add_row([words.clone(), text(value)]);
         }
         if let Some(values) = table.column_mut(1) {

@@ -15,7 +15,7 @@ use super::agent;
 use super::config::{self, Guest};
 use super::guest_image;
 use super::host::{self, Host};
-use super::host_image::{CONSOLE_PORT, LOG_PORT};
+use super::host_image::{CONSOLE_PORT, LOG_PORT, PROGRAMS};
 use super::wires::{GUEST, NODES, Node, Wire};
 use crate::qemu::packages::Kernel;
 use crate::qemu::processes::{Process, eventually};
@@ -152,8 +152,9 @@ impl World {
     pub fn worsen(&self, wire: Wire, words: &str) -> anyhow::Result<()> {
         for node in NODES {
             let device = wire.name();
-            self.host(node)
-                .run(&format!("tc qdisc replace dev {device} root netem {words}"))?;
+            self.host(node).run(&format!(
+                "{PROGRAMS}/tc qdisc replace dev {device} root netem {words}"
+            ))?;
         }
         Ok(())
     }

@@ -38,8 +38,12 @@ impl Machine {
     /// Starts it; `console` is the file that the guest's console goes to.
     pub fn start(parts: &Parts<'_>, console: PathBuf) -> anyhow::Result<Self> {
         let socket = |id: &str, path: &Path| format!("socket,id={id},path={}", path.display());
-        let command_line = format!("console=ttyS0 panic=-1 quiet cryptomgr.notests random.trust_cpu=on {}", parts.words);
+        let command_line = format!(
+            "console=ttyS0 panic=-1 quiet cryptomgr.notests random.trust_cpu=on {}",
+            parts.words
+        );
         let mut qemu = Command::new("qemu-system-x86_64");
+        // One thread emulates both CPUs: with a thread each, one of the first ten boots got stuck in the kernel's own cipher tests.
         qemu.args([
             "-accel",
             "tcg,thread=single",

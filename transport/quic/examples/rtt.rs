@@ -1,6 +1,9 @@
 //! How long a record takes from its append to its ack, over QUIC on loopback: what an output waits at least.
 //! Run with `cargo run --release -p lockstep-quic --example rtt`. Prints microseconds.
-#![allow(clippy::disallowed_methods, reason = "only the thread that asks sleeps, never the driver's")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "only the thread that asks sleeps, never the driver's"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -16,7 +16,11 @@ const FLAG_STABLE: u8 = 1;
 ///
 /// # Errors
 /// When the page does not lie in guest memory.
-pub fn write_page(memory: &GuestMemoryMmap, page: GuestAddress, time: GuestTime) -> Result<(), GuestMemoryError> {
+pub fn write_page(
+    memory: &GuestMemoryMmap,
+    page: GuestAddress,
+    time: GuestTime,
+) -> Result<(), GuestMemoryError> {
     let mut info = [0_u8; 32];
     // An even version: the page is consistent. The vCPU is stopped, so nobody can see it half written.
     info[0..4].copy_from_slice(&2_u32.to_le_bytes());
@@ -38,14 +42,20 @@ impl HostClock {
     /// Guest time is `base` now.
     #[must_use]
     pub fn starting_at(base: GuestTime) -> Self {
-        Self { base, since: Instant::now() }
+        Self {
+            base,
+            since: Instant::now(),
+        }
     }
 
     /// Guest time was `base` when the host's clock stood `ago` before now.
     #[must_use]
     pub fn resumed(base: GuestTime, ago: Duration) -> Self {
         let now = Instant::now();
-        Self { base, since: now.checked_sub(ago).unwrap_or(now) }
+        Self {
+            base,
+            since: now.checked_sub(ago).unwrap_or(now),
+        }
     }
 
     /// Guest time now.

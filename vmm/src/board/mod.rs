@@ -74,8 +74,14 @@ mod tests {
     #[test]
     fn an_idle_write_carries_its_limit() {
         let mut board = Board::default();
-        assert_eq!(board.port_write(abi::IDLE_PORT, &250_u32.to_le_bytes()), PortDeed::Idle(Some(Duration::from_micros(250))));
-        assert_eq!(board.port_write(abi::IDLE_PORT, &u32::MAX.to_le_bytes()), PortDeed::Idle(None));
+        assert_eq!(
+            board.port_write(abi::IDLE_PORT, &250_u32.to_le_bytes()),
+            PortDeed::Idle(Some(Duration::from_micros(250)))
+        );
+        assert_eq!(
+            board.port_write(abi::IDLE_PORT, &u32::MAX.to_le_bytes()),
+            PortDeed::Idle(None)
+        );
     }
 
     #[test]

@@ -85,9 +85,22 @@ fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
         g: 1,
         ..Default::default()
     };
-    sregs.cs = kvm_segment { selector: USER_CODE, type_: 11, l: 1, db: 0, ..data };
+    sregs.cs = kvm_segment {
+        selector: USER_CODE,
+        type_: 11,
+        l: 1,
+        db: 0,
+        ..data
+    };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { base: TSS, limit: TSS_LIMIT, selector: TASK, type_: 11, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        base: TSS,
+        limit: TSS_LIMIT,
+        selector: TASK,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
     (sregs.gdt.base, sregs.gdt.limit) = (GDT, 79);
     (sregs.idt.base, sregs.idt.limit) = (0, 0);
     sregs.cr3 = PML4;
@@ -95,5 +108,10 @@ fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
     sregs.cr0 = 0x8001_0033; // PG, WP, NE, ET, MP, PE
     sregs.efer = 0x500; // LME, LMA
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_regs { rip: entry, rdi: abi::BOOT_PAGE, rflags: 2, ..Default::default() })
+    vcpu.set_regs(&kvm_regs {
+        rip: entry,
+        rdi: abi::BOOT_PAGE,
+        rflags: 2,
+        ..Default::default()
+    })
 }

@@ -23,9 +23,21 @@ const RETURNED_MAX: u16 = QUEUE_SIZE_MAX / 2;
 /// One input with its bytes still in the batch's own store.
 #[derive(Debug)]
 enum Plan {
-    Frame { device: DeviceId, bytes: Range<usize> },
-    Completion { device: DeviceId, queue: QueueIndex, head: Head, bytes: Range<usize> },
-    Returned { device: DeviceId, queue: QueueIndex, count: u16 },
+    Frame {
+        device: DeviceId,
+        bytes: Range<usize>,
+    },
+    Completion {
+        device: DeviceId,
+        queue: QueueIndex,
+        head: Head,
+        bytes: Range<usize>,
+    },
+    Returned {
+        device: DeviceId,
+        queue: QueueIndex,
+        count: u16,
+    },
 }
 
 /// The inputs of one window.
@@ -47,7 +59,9 @@ impl Batch {
 
     /// Takes in what `port` staged, as far as this window has room and the guest has buffers.
     pub(super) fn gather(&mut self, port: &mut DevicePort, machine: &Machine) {
-        let Some(rings) = machine.device(port.id()).map(|device| device.rings()) else { return };
+        let Some(rings) = machine.device(port.id()).map(|device| device.rings()) else {
+            return;
+        };
         self.gather_completions(port, rings);
         if port.kind() == DeviceKind::Net {
             self.gather_frames(port, machine);
@@ -62,7 +76,11 @@ impl Batch {
     /// Adds the chains that `port` is done with: something enters anyway.
     pub(super) fn add_returned(&mut self, port: &mut DevicePort) {
         for (queue, count) in (0_u16..).zip(&mut port.returned).filter(|(_, count)| **count > 0) {
-            let plan = Plan::Returned { device: port.id, queue: QueueIndex::new(queue), count: std::mem::take(count) };
+            let plan = Plan::Returned {
+                device: port.id,
+                queue: QueueIndex::new(queue),
+                count: std::mem::take(count),
+            };
             self.plans.push(plan);
         }
     }
@@ -70,16 +88,26 @@ impl Batch {
     /// The inputs, in the order in which they enter.
     pub(super) fn inputs(&self) -> impl Iterator<Item = Input<&[u8]>> {
         self.plans.iter().map(|plan| match plan {
-            Plan::Frame { device, bytes } => Input::Frame { device: *device, bytes: &self.store[bytes.clone()] },
-            Plan::Completion { device, queue, head, bytes } => Input::Completion {
+            Plan::Frame { device, bytes } => Input::Frame {
+                device: *device,
+                bytes: &self.store[bytes.clone()],
+            },
+            Plan::Completion {
+                device,
+                queue,
+                head,
+                bytes,
+            } => Input::Completion {
                 device: *device,
                 queue: *queue,
                 head: *head,
                 bytes: &self.store[bytes.clone()],
             },
-            Plan::Returned { device, queue, count } => {
-                Input::Returned { device: *device, queue: *queue, count: *count }
-            }
+            Plan::Returned { device, queue, count } => Input::Returned {
+                device: *device,
+                queue: *queue,
+                count: *count,
+            },
         })
     }
 
@@ -99,7 +127,9 @@ impl Batch {
         while port.is_alive() && self.has_room() {
             match port.staging.pop_completion(&mut self.scratch) {
                 Ok(None) => return,
-                Ok(Some(Staged::Completion { queue, head })) => self.plan_completion(port, rings, queue, head),
+                Ok(Some(Staged::Completion { queue, head })) => {
+                    self.plan_completion(port, rings, queue, head)
+                }
                 Ok(Some(Staged::Returned { queue, count })) => self.count_returned(port, rings, queue, count),
                 Err(fault) => port.fail(&fault),
             }
@@ -107,7 +137,9 @@ impl Batch {
     }
 
     fn plan_completion(&mut self, port: &mut DevicePort, rings: &[Ring], queue: QueueIndex, head: Head) {
-        let in_flight = rings.get(usize::from(queue.get())).is_some_and(|ring| ring.has_inflight(head));
+        let in_flight = rings
+            .get(usize::from(queue.get()))
+            .is_some_and(|ring| ring.has_inflight(head));
         let twice = self.plans.iter().any(|plan| {
             matches!(plan, Plan::Completion { device, queue: q, head: h, .. } if (*device, *q, *h) == (port.id, queue, head))
         });
@@ -115,7 +147,12 @@ impl Batch {
             return port.fail(&Strange("a completion for a chain that it was not given"));
         }
         let bytes = self.keep();
-        self.plans.push(Plan::Completion { device: port.id, queue, head, bytes });
+        self.plans.push(Plan::Completion {
+            device: port.id,
+            queue,
+            head,
+            bytes,
+        });
         self.wakes = true;
     }
 
@@ -137,7 +174,10 @@ impl Batch {
             if room.take(port.frame.len()) {
                 let start = self.store.len();
                 self.store.extend_from_slice(&port.frame);
-                self.plans.push(Plan::Frame { device: port.id, bytes: start..self.store.len() });
+                self.plans.push(Plan::Frame {
+                    device: port.id,
+                    bytes: start..self.store.len(),
+                });
                 self.wakes = true;
             } else if !room.is_hopeless() {
                 // It waits, and those behind it, until the guest has buffers.

@@ -52,7 +52,12 @@ impl Machine {
                 Ok(())
             }
             Input::Frame { device, bytes } => parts.receive(device, bytes),
-            Input::Completion { device, queue, head, bytes } => parts.complete(device, queue, head, bytes),
+            Input::Completion {
+                device,
+                queue,
+                head,
+                bytes,
+            } => parts.complete(device, queue, head, bytes),
             Input::Returned { device, queue, count } => parts.give_back(device, queue, count),
         }
     }
@@ -61,7 +66,9 @@ impl Machine {
 impl Parts {
     fn power_on(&mut self, seed: [u8; 32]) {
         let page = BootPage::new(self.memory_bytes, seed, &self.cmdline);
-        let bytes = page.encode().expect("the command line's length was checked when the configuration was read");
+        let bytes = page
+            .encode()
+            .expect("the command line's length was checked when the configuration was read");
         self.memory
             .write_slice(&bytes, GuestAddress(BOOT_PAGE))
             .expect("the boot page lies below the smallest memory size");
@@ -79,7 +86,13 @@ impl Parts {
         Ok(())
     }
 
-    fn complete(&mut self, id: DeviceId, queue: QueueIndex, head: Head, bytes: &[u8]) -> Result<(), InjectError> {
+    fn complete(
+        &mut self,
+        id: DeviceId,
+        queue: QueueIndex,
+        head: Head,
+        bytes: &[u8],
+    ) -> Result<(), InjectError> {
         let device = find(&mut self.devices, id)?;
         let ring = device.ring_mut(queue).ok_or(InjectError::NoQueue(id, queue))?;
         if !ring.complete(&self.memory, head, bytes) {
@@ -101,5 +114,7 @@ impl Parts {
 }
 
 fn find(devices: &mut [MmioDevice], id: DeviceId) -> Result<&mut MmioDevice, InjectError> {
-    devices.get_mut(usize::from(id.get())).ok_or(InjectError::NoDevice(id))
+    devices
+        .get_mut(usize::from(id.get()))
+        .ok_or(InjectError::NoDevice(id))
 }

@@ -16,8 +16,8 @@ use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Claiming, Takeover};
 use lockstep_protocol::time::Instant;
 use lockstep_quic::link::{
-    BackupEvents, BackupLink, Delivered, PairConfig, PairError, PrimaryEvents, PrimaryLink, Room, connect_primary,
-    listen_backup,
+    BackupEvents, BackupLink, Delivered, PairConfig, PairError, PrimaryEvents, PrimaryLink, Room,
+    connect_primary, listen_backup,
 };
 use lockstep_staging::gate::{GateWriter, Mode, boottime};
 use std::sync::Arc;
@@ -63,7 +63,11 @@ impl PrimarySide {
             lost: Arc::clone(&lost),
         };
         let link = Arc::new(connect_primary(config, Box::new(events))?);
-        Ok(Self { link, gates: context.gates, lost })
+        Ok(Self {
+            link,
+            gates: context.gates,
+            lost,
+        })
     }
 
     /// Lets the device processes talk to the outside, as far as acks and lease allow.
@@ -74,7 +78,11 @@ impl PrimarySide {
     /// Where the recorder's records go.
     #[must_use]
     pub fn sink(&self) -> PairSink {
-        PairSink { link: Arc::clone(&self.link), lost: Arc::clone(&self.lost), unsent: false }
+        PairSink {
+            link: Arc::clone(&self.link),
+            lost: Arc::clone(&self.lost),
+            unsent: false,
+        }
     }
 
     /// How the status looks at this session.
@@ -242,9 +250,18 @@ impl BackupSide {
     pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
         let term = config.hello.term;
         let noticed = Arc::new(AtomicU64::new(0));
-        let events = NoteLoss { monitor: context.monitor, noticed: Arc::clone(&noticed) };
+        let events = NoteLoss {
+            monitor: context.monitor,
+            noticed: Arc::clone(&noticed),
+        };
         let link = Arc::new(listen_backup(config, Box::new(events))?);
-        Ok(Self { link, stop: context.stop, term, counts: Arc::default(), noticed })
+        Ok(Self {
+            link,
+            stop: context.stop,
+            term,
+            counts: Arc::default(),
+            noticed,
+        })
     }
 
     /// The term of the session.
@@ -340,7 +357,9 @@ impl LogSource for PairSource {
         while !self.stop.is_asked() {
             match self.link.wait_record(STOP_LOOK) {
                 Delivered::Record(record) => {
-                    self.counts.input_bytes.fetch_add(record.input.payload().len() as u64, Ordering::Relaxed);
+                    self.counts
+                        .input_bytes
+                        .fetch_add(record.input.payload().len() as u64, Ordering::Relaxed);
                     return Some(record);
                 }
                 Delivered::PeerLost(_) => return None,

@@ -20,7 +20,10 @@ use std::time::Duration;
 /// How long a device process may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait at a time for a device process to read its orders.
-const ORDER_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+const ORDER_WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 1_000_000,
+};
 
 /// Why a device process cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -121,8 +124,13 @@ impl DevicePort {
 
     /// Tells the process where the queues are, after the guest's driver became ready.
     pub fn activate(&mut self, machine: &Machine) {
-        let Some(device) = machine.device(self.id) else { return };
-        if let Err(error) = self.frontend.activate(machine.memory(), device.features(), device.rings()) {
+        let Some(device) = machine.device(self.id) else {
+            return;
+        };
+        if let Err(error) = self
+            .frontend
+            .activate(machine.memory(), device.features(), device.rings())
+        {
             self.fail(&error);
         }
     }

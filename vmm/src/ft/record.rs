@@ -66,7 +66,13 @@ impl Recorder {
     /// A recorder over `ports`, for a guest whose time goes on from `clock`. `waker` ends its sleeps.
     #[must_use]
     pub fn new(sink: Box<dyn LogSink>, ports: Vec<DevicePort>, clock: HostClock, waker: Waker) -> Self {
-        Self { sink, ports, clock, waker, batch: Batch::default() }
+        Self {
+            sink,
+            ports,
+            clock,
+            waker,
+            batch: Batch::default(),
+        }
     }
 
     /// The device processes.
@@ -86,7 +92,8 @@ impl Recorder {
     /// As [`Self::window`].
     pub fn power_on(&mut self, machine: &mut Machine, seed: [u8; 32]) -> Result<(), WindowError> {
         let now = self.clock.now();
-        self.enter(machine, &[Input::PowerOn { seed }, Input::Tick { time: now }]).map(|_| ())
+        self.enter(machine, &[Input::PowerOn { seed }, Input::Tick { time: now }])
+            .map(|_| ())
     }
 
     /// Serves the window that `exit` opened, and sleeps in it while the guest idles; `stop` ends the sleep. After
@@ -131,7 +138,9 @@ impl Recorder {
     /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
     pub fn reissue(&mut self, machine: &Machine) {
         for port in &mut self.ports {
-            let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else { continue };
+            let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else {
+                continue;
+            };
             for (queue, ring) in (0_u16..).zip(device.rings()) {
                 for head in ring.inflight() {
                     port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
@@ -166,7 +175,10 @@ impl Recorder {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let first = mark.then_some(Input::Mark).into_iter().chain(tick.map(|time| Input::Tick { time }));
+        let first = mark
+            .then_some(Input::Mark)
+            .into_iter()
+            .chain(tick.map(|time| Input::Tick { time }));
         let inputs: Vec<_> = first.chain(batch.inputs()).collect();
         let entered = self.enter(machine, &inputs);
         drop(inputs);
@@ -186,7 +198,9 @@ impl Recorder {
 
     fn order(&mut self, kick: Option<Kick>, needs: LogOffset) {
         let Some(kick) = kick else { return };
-        let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else { return };
+        let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else {
+            return;
+        };
         for head in kick.heads {
             port.order(kick.queue, head, needs);
         }

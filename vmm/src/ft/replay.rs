@@ -65,7 +65,11 @@ impl Replayer {
     /// A replayer of `source`; the `ports` are kept ready for the day this host is promoted.
     #[must_use]
     pub fn new(source: Box<dyn LogSource>, ports: Vec<DevicePort>) -> Self {
-        Self { source, ports, ahead: None }
+        Self {
+            source,
+            ports,
+            ahead: None,
+        }
     }
 
     /// The device processes.
@@ -97,7 +101,9 @@ impl Replayer {
             }
             check(&record, at, exit)?;
             let input = record.input.borrowed();
-            machine.inject(&input).map_err(|source| Diverged::Misfit { at, source })?;
+            machine
+                .inject(&input)
+                .map_err(|source| Diverged::Misfit { at, source })?;
             self.source.executed(at);
             if record.closes {
                 return Ok(Replayed::Closed);
@@ -108,7 +114,10 @@ impl Replayer {
 
 fn check(record: &Record<Bytes>, at: Position, exit: &Exit) -> Result<(), Diverged> {
     if record.position < at {
-        return Err(Diverged::Passed { at, record: record.position });
+        return Err(Diverged::Passed {
+            at,
+            record: record.position,
+        });
     }
     let marked = matches!(record.input, Input::Mark);
     if marked && exit.kick.is_none() && exit.end.is_none() {

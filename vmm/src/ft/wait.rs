@@ -2,12 +2,12 @@
 //! pair has news, or the guest's own limit is over. Nothing is taken out of any ring here.
 
 use super::port::DevicePort;
+use lockstep_staging::doorbell::Doorbell;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
-use lockstep_staging::doorbell::Doorbell;
 
 /// How long to sleep at most while something is staged that cannot enter yet (the guest has no buffers).
 const BLOCKED_NAP: Duration = Duration::from_millis(1);
@@ -37,18 +37,28 @@ pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Durat
     for port in ports.iter().filter(|port| port.is_alive()) {
         empty &= port.staging.prepare_sleep();
     }
-    let limit = if empty { limit } else { Some(limit.map_or(BLOCKED_NAP, |limit| limit.min(BLOCKED_NAP))) };
+    let limit = if empty {
+        limit
+    } else {
+        Some(limit.map_or(BLOCKED_NAP, |limit| limit.min(BLOCKED_NAP)))
+    };
     let mut hung_up = false;
     {
         let alive = ports.iter().filter(|port| port.is_alive());
         let mut fds = vec![PollFd::new(&*waker.0, PollFlags::IN)];
         for port in alive {
-            fds.push(PollFd::from_borrowed_fd(port.staging.doorbell().as_fd(), PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(
+                port.staging.doorbell().as_fd(),
+                PollFlags::IN,
+            ));
             fds.push(PollFd::from_borrowed_fd(port.staging.socket(), PollFlags::RDHUP));
         }
         let timeout = limit.map(|limit| Timespec::try_from(limit).unwrap_or(LONG));
         if poll(&mut fds, timeout.as_ref()).is_ok() {
-            hung_up = fds.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR));
+            hung_up = fds.iter().any(|fd| {
+                fd.revents()
+                    .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+            });
         }
     }
     waker.0.drain();
@@ -61,4 +71,7 @@ pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Durat
 }
 
 /// Stands for "no limit" where one does not fit the kernel's type.
-const LONG: Timespec = Timespec { tv_sec: 3600, tv_nsec: 0 };
+const LONG: Timespec = Timespec {
+    tv_sec: 3600,
+    tv_nsec: 0,
+};

@@ -61,13 +61,23 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
         HostClock::starting_at(GuestTime::ZERO),
         host.waker.clone(),
     );
-    power_on(host, Live { recorder, pair: None, term })
+    power_on(
+        host,
+        Live {
+            recorder,
+            pair: None,
+            term,
+        },
+    )
 }
 
 /// Powers the VM on once the backup is there and the term is claimed.
 pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
-    let pair = PrimarySide::connect(start::pair_config(host, &ports, message::Role::Primary, last.term.next())?, host.context(&ports))?;
+    let pair = PrimarySide::connect(
+        start::pair_config(host, &ports, message::Role::Primary, last.term.next())?,
+        host.context(&ports),
+    )?;
     host.monitor.note(What::PeerConnected);
     // Only now: a host that answers as a backup is certainly not live.
     let term = start::claim_first(host, last.term)?;
@@ -85,7 +95,14 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
         HostClock::starting_at(GuestTime::ZERO),
         host.waker.clone(),
     );
-    power_on(host, Live { recorder, pair: Some(pair), term })
+    power_on(
+        host,
+        Live {
+            recorder,
+            pair: Some(pair),
+            term,
+        },
+    )
 }
 
 fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
@@ -134,7 +151,9 @@ impl Live {
 
     /// A lost backup is survived by claiming the next term; anything else is not.
     fn survive(&mut self, host: &mut Host, error: WindowError) -> anyhow::Result<()> {
-        let (WindowError::PeerLost(_), Some(pair)) = (&error, self.pair.take()) else { return Err(error.into()) };
+        let (WindowError::PeerLost(_), Some(pair)) = (&error, self.pair.take()) else {
+            return Err(error.into());
+        };
         host.monitor.set_role(Role::TakingOver, self.term);
         host.monitor.set_pair(None);
         // The sink goes first: the session belongs to one holder when it ends.

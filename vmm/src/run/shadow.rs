@@ -23,7 +23,10 @@ use std::sync::Arc;
 /// Waits for the primary and follows it.
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
-    let pair = BackupSide::listen(start::pair_config(host, &ports, message::Role::Backup, last.term.next())?, host.context(&ports))?;
+    let pair = BackupSide::listen(
+        start::pair_config(host, &ports, message::Role::Backup, last.term.next())?,
+        host.context(&ports),
+    )?;
     host.monitor.note(What::PeerConnected);
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
@@ -71,12 +74,17 @@ impl Shadow {
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
-        let loss = pair.loss().context("The log ended although the primary is there")?;
+        let loss = pair
+            .loss()
+            .context("The log ended although the primary is there")?;
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
         if host.machine.position() == Position::ZERO {
-            bail!("The primary left before it powered the VM on; start both again ({})", loss.why);
+            bail!(
+                "The primary left before it powered the VM on; start both again ({})",
+                loss.why
+            );
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
         // The source goes first: the session belongs to one holder when it ends.
@@ -86,7 +94,12 @@ impl Shadow {
         let log = NoLog::from(takeover.end());
         let heard = heard(host, &takeover);
         let monitor = Arc::clone(&host.monitor);
-        let settled = settle(&mut takeover, &mut host.seat, |deed| stages.note(deed, &monitor), || host.stop.is_asked())?;
+        let settled = settle(
+            &mut takeover,
+            &mut host.seat,
+            |deed| stages.note(deed, &monitor),
+            || host.stop.is_asked(),
+        )?;
         match settled {
             Settled::Lives(term) => {
                 let clock = HostClock::resumed(host.machine.time(), boottime().saturating_since(heard));
@@ -115,7 +128,11 @@ fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> 
     recorder.reissue(&host.machine);
     host.monitor.note(What::Live);
     host.monitor.set_role(Role::Alone, term);
-    Live { recorder, pair: None, term }
+    Live {
+        recorder,
+        pair: None,
+        term,
+    }
 }
 
 /// When the steps of a takeover happened, on CLOCK_BOOTTIME.
@@ -127,7 +144,10 @@ struct Stages {
 impl Stages {
     fn at_log_end() -> Self {
         let now = boottime();
-        Self { replayed: now, granted: now }
+        Self {
+            replayed: now,
+            granted: now,
+        }
     }
 
     fn note(&mut self, deed: &Deed, monitor: &Monitor) {

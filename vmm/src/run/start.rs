@@ -1,21 +1,21 @@
 //! The steps of a start that both roles share: signals, the arbiter, the first claim, what the link is told.
 
 use super::Host;
-use crate::stop::Stop;
 use crate::config::{Config, Node};
 use crate::ft::port::DevicePort;
 use crate::ft::wait::Waker;
+use crate::stop::Stop;
 use anyhow::{Context, bail};
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_protocol::ids::{Holder, LogOffset, Term};
+use lockstep_protocol::log::WindowLimit;
 use lockstep_protocol::message::{Digest, Hello, Role};
 use lockstep_protocol::session::Timing;
 use lockstep_protocol::takeover::Verdict;
-use lockstep_protocol::log::WindowLimit;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::link::PairConfig;
-use std::time::Duration;
 use std::thread;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a host waits for its peer to be started at all.
@@ -34,9 +34,14 @@ pub(super) struct LastTerm {
 pub(super) fn stop_on_signals(waker: &Waker) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     let (flag, waker) = (stop.clone(), waker.clone());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("Cannot watch signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("Cannot watch signals")?;
     let listen = async move {
-        let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut term), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
             return tracing::error!("Cannot watch signals; stop this node by its control socket");
         };
         tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
@@ -58,8 +63,14 @@ pub(super) fn open_arbiter(config: &Config, node: &Node) -> anyhow::Result<Arbit
 /// Asks the arbiter for the last term.
 pub(super) fn last_term(host: &mut Host) -> anyhow::Result<LastTerm> {
     Ok(match host.seat.arbiter.read(&host.seat.vm)? {
-        Some((term, holder)) => LastTerm { term, holder: Some(holder) },
-        None => LastTerm { term: Term::ZERO, holder: None },
+        Some((term, holder)) => LastTerm {
+            term,
+            holder: Some(holder),
+        },
+        None => LastTerm {
+            term: Term::ZERO,
+            holder: None,
+        },
     })
 }
 
@@ -80,13 +91,21 @@ pub(super) fn claim_first(host: &mut Host, expected: Term) -> anyhow::Result<Ter
     match host.seat.claim(expected)? {
         Verdict::Granted { term } => Ok(term),
         Verdict::Refused { term, holder } => {
-            bail!("Node {} claimed term {term} first; look at it with `lockstep status`", holder.node)
+            bail!(
+                "Node {} claimed term {term} first; look at it with `lockstep status`",
+                holder.node
+            )
         }
     }
 }
 
 /// Everything the link needs: who we are, whom we accept, where, and what must be equal.
-pub(super) fn pair_config(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> anyhow::Result<PairConfig> {
+pub(super) fn pair_config(
+    host: &Host,
+    ports: &[DevicePort],
+    role: Role,
+    term: Term,
+) -> anyhow::Result<PairConfig> {
     let address = match role {
         Role::Primary => host.peer.address,
         Role::Backup => host.node.listen,
@@ -96,7 +115,10 @@ pub(super) fn pair_config(host: &Host, ports: &[DevicePort], role: Role, term: T
         identity: Identity::load(&host.node.certificate, &host.node.key)?,
         peer: PinnedPeer::load(&host.peer.certificate)?,
         hello: hello(host, ports, role, term),
-        window: WindowLimit { bytes: host.config.pair.log_window_bytes, ..WindowLimit::default() },
+        window: WindowLimit {
+            bytes: host.config.pair.log_window_bytes,
+            ..WindowLimit::default()
+        },
         patience: PATIENCE,
     })
 }
@@ -104,7 +126,11 @@ pub(super) fn pair_config(host: &Host, ports: &[DevicePort], role: Role, term: T
 /// The pair's timing.
 pub(super) fn timing(config: &Config) -> Timing {
     let pair = &config.pair;
-    Timing { heartbeat: pair.heartbeat, timeout: pair.timeout, lease: pair.lease }
+    Timing {
+        heartbeat: pair.heartbeat,
+        timeout: pair.timeout,
+        lease: pair.lease,
+    }
 }
 
 fn hello(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> Hello {

@@ -66,7 +66,9 @@ impl Vcpu {
             let why = match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => return Ok(served(|| bus.port_write(port, data))),
                 Ok(VcpuExit::IoIn(port, data)) => return Ok(served(|| bus.port_read(port, data))),
-                Ok(VcpuExit::MmioWrite(address, data)) => return Ok(served(|| bus.mmio_write(address, data))),
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    return Ok(served(|| bus.mmio_write(address, data)));
+                }
                 Ok(VcpuExit::MmioRead(address, data)) => return Ok(served(|| bus.mmio_read(address, data))),
                 Ok(VcpuExit::Hlt) => return Ok(Stop::Halt),
                 Ok(VcpuExit::Shutdown) => return Ok(Stop::Shutdown),

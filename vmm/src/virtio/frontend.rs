@@ -63,8 +63,10 @@ impl FrontEnd {
     /// When nobody answers there, or answers what makes no sense.
     pub fn connect(path: &Path, queues: usize) -> Result<Self, FrontendError> {
         let queues = u64::try_from(queues).expect("a device has few queues");
-        let mut frontend = Frontend::connect(path, queues)
-            .map_err(|source| FrontendError::Connect { path: path.into(), source })?;
+        let mut frontend = Frontend::connect(path, queues).map_err(|source| FrontendError::Connect {
+            path: path.into(),
+            source,
+        })?;
         let request = |what| move |source| FrontendError::Request { what, source };
         frontend.set_owner().map_err(request("take an owner"))?;
         let offered = frontend.get_features().map_err(request("name its features"))?;
@@ -72,30 +74,50 @@ impl FrontEnd {
         if has_protocol_features {
             let protocol = frontend
                 .get_protocol_features()
-                .map_err(|source| FrontendError::Request { what: "name its protocol features", source })?;
+                .map_err(|source| FrontendError::Request {
+                    what: "name its protocol features",
+                    source,
+                })?;
             let wanted = protocol & VhostUserProtocolFeatures::REPLY_ACK;
             frontend
                 .set_protocol_features(wanted)
-                .map_err(|source| FrontendError::Request { what: "take protocol features", source })?;
+                .map_err(|source| FrontendError::Request {
+                    what: "take protocol features",
+                    source,
+                })?;
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        Ok(Self { frontend, has_protocol_features, active: false })
+        Ok(Self {
+            frontend,
+            has_protocol_features,
+            active: false,
+        })
     }
 
     /// Hands over memory, features and queues of a device whose driver is ready.
     ///
     /// # Errors
     /// When the device process refuses, or the guest's queue lies outside its memory.
-    pub fn activate(&mut self, memory: &GuestMemoryMmap, features: u64, rings: &[Ring]) -> Result<(), FrontendError> {
+    pub fn activate(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        features: u64,
+        rings: &[Ring],
+    ) -> Result<(), FrontendError> {
         let request = |what| move |source| FrontendError::Request { what, source };
-        let protocol = u64::from(self.has_protocol_features) * VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        self.frontend.set_features(features | protocol).map_err(request("take the guest's features"))?;
+        let protocol =
+            u64::from(self.has_protocol_features) * VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        self.frontend
+            .set_features(features | protocol)
+            .map_err(request("take the guest's features"))?;
         let regions = memory
             .iter()
             .map(VhostUserMemoryRegionInfo::from_guest_region)
             .collect::<Result<Vec<_>, _>>()
             .map_err(request("share guest memory"))?;
-        self.frontend.set_mem_table(&regions).map_err(request("map guest memory"))?;
+        self.frontend
+            .set_mem_table(&regions)
+            .map_err(request("map guest memory"))?;
         for (index, ring) in rings.iter().enumerate().filter(|(_, ring)| ring.queue().ready()) {
             self.set_ring(memory, index, ring)?;
         }
@@ -115,7 +137,10 @@ impl FrontEnd {
         for index in 0..rings {
             self.frontend
                 .set_vring_enable(index, false)
-                .map_err(|source| FrontendError::Request { what: "stop a queue", source })?;
+                .map_err(|source| FrontendError::Request {
+                    what: "stop a queue",
+                    source,
+                })?;
         }
         Ok(())
     }
@@ -139,15 +164,28 @@ impl FrontEnd {
             log_addr: None,
         };
         let event = || EventFd::new(EFD_NONBLOCK).map_err(FrontendError::Event);
-        self.frontend.set_vring_num(index, queue.size()).map_err(request("take a queue's size"))?;
-        self.frontend.set_vring_addr(index, &addresses).map_err(request("take a queue's addresses"))?;
-        self.frontend.set_vring_base(index, queue.next_avail()).map_err(request("take a queue's index"))?;
-        self.frontend.set_vring_call(index, &event()?).map_err(request("take a queue's call event"))?;
-        self.frontend.set_vring_kick(index, &event()?).map_err(request("take a queue's kick event"))?;
+        self.frontend
+            .set_vring_num(index, queue.size())
+            .map_err(request("take a queue's size"))?;
+        self.frontend
+            .set_vring_addr(index, &addresses)
+            .map_err(request("take a queue's addresses"))?;
+        self.frontend
+            .set_vring_base(index, queue.next_avail())
+            .map_err(request("take a queue's index"))?;
+        self.frontend
+            .set_vring_call(index, &event()?)
+            .map_err(request("take a queue's call event"))?;
+        self.frontend
+            .set_vring_kick(index, &event()?)
+            .map_err(request("take a queue's kick event"))?;
         if self.has_protocol_features {
             self.frontend
                 .set_vring_enable(index, true)
-                .map_err(|source| FrontendError::Request { what: "start a queue", source })?;
+                .map_err(|source| FrontendError::Request {
+                    what: "start a queue",
+                    source,
+                })?;
         }
         Ok(())
     }

@@ -147,7 +147,10 @@ impl MmioDevice {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(at) = offset.checked_sub(u64::from(regs::VIRTIO_MMIO_CONFIG)) {
-            let space = usize::try_from(at).ok().and_then(|at| self.config_space.get(at..)).unwrap_or_default();
+            let space = usize::try_from(at)
+                .ok()
+                .and_then(|at| self.config_space.get(at..))
+                .unwrap_or_default();
             let len = data.len().min(space.len());
             data[..len].copy_from_slice(&space[..len]);
         } else if let (Ok(register), 4) = (u32::try_from(offset), data.len()) {
@@ -157,7 +160,9 @@ impl MmioDevice {
 
     /// A store at `offset` of the window.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> MmioDeed {
-        let (Ok(register), &[a, b, c, d]) = (u32::try_from(offset), data) else { return MmioDeed::None };
+        let (Ok(register), &[a, b, c, d]) = (u32::try_from(offset), data) else {
+            return MmioDeed::None;
+        };
         let value = u32::from_le_bytes([a, b, c, d]);
         match register {
             regs::VIRTIO_MMIO_QUEUE_NOTIFY => return self.kick(value),
@@ -180,7 +185,9 @@ impl MmioDevice {
             regs::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             regs::VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered, self.device_features_sel),
             regs::VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected().map_or(0, |_| u32::from(QUEUE_SIZE_MAX)),
-            regs::VIRTIO_MMIO_QUEUE_READY => self.selected().map_or(0, |ring| u32::from(ring.queue().ready())),
+            regs::VIRTIO_MMIO_QUEUE_READY => {
+                self.selected().map_or(0, |ring| u32::from(ring.queue().ready()))
+            }
             regs::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             regs::VIRTIO_MMIO_STATUS => self.status,
             // All ones: there is no shared memory region.
@@ -216,14 +223,19 @@ impl MmioDevice {
             *self = Self::new(self.id, self.kind, self.offered, space);
             return MmioDeed::Reset;
         }
-        let features_ok = self.accepted & !self.offered == 0 && self.accepted >> config::VIRTIO_F_VERSION_1 & 1 == 1;
+        let features_ok =
+            self.accepted & !self.offered == 0 && self.accepted >> config::VIRTIO_F_VERSION_1 & 1 == 1;
         let was_ready = self.is_ready();
         self.status = value;
         if !features_ok {
             // The driver reads the status back and learns that its choice is refused (section 3.1.1).
             self.status &= !(config::VIRTIO_CONFIG_S_FEATURES_OK | config::VIRTIO_CONFIG_S_DRIVER_OK);
         }
-        if self.is_ready() && !was_ready { MmioDeed::DriverReady } else { MmioDeed::None }
+        if self.is_ready() && !was_ready {
+            MmioDeed::DriverReady
+        } else {
+            MmioDeed::None
+        }
     }
 
     fn set_up_queue(&mut self, register: u32, value: u32) {
@@ -231,7 +243,9 @@ impl MmioDevice {
             return;
         }
         let index = usize::try_from(self.queue_sel).unwrap_or(usize::MAX);
-        let Some(queue) = self.rings.get_mut(index).map(Ring::queue_mut) else { return };
+        let Some(queue) = self.rings.get_mut(index).map(Ring::queue_mut) else {
+            return;
+        };
         match register {
             regs::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
             regs::VIRTIO_MMIO_QUEUE_READY => queue.set_ready(value == 1),
@@ -290,14 +304,23 @@ mod tests {
         set(&mut device, regs::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
         set(&mut device, regs::VIRTIO_MMIO_DRIVER_FEATURES, 1);
         set(&mut device, regs::VIRTIO_MMIO_STATUS, 0xb);
-        assert_eq!(set(&mut device, regs::VIRTIO_MMIO_STATUS, 0xf), MmioDeed::DriverReady);
+        assert_eq!(
+            set(&mut device, regs::VIRTIO_MMIO_STATUS, 0xf),
+            MmioDeed::DriverReady
+        );
         assert_eq!(set(&mut device, regs::VIRTIO_MMIO_STATUS, 0xf), MmioDeed::None);
-        assert_eq!(set(&mut device, regs::VIRTIO_MMIO_QUEUE_NOTIFY, 0), MmioDeed::Kick(QueueIndex::new(0)));
+        assert_eq!(
+            set(&mut device, regs::VIRTIO_MMIO_QUEUE_NOTIFY, 0),
+            MmioDeed::Kick(QueueIndex::new(0))
+        );
     }
 
     #[test]
     fn a_kick_of_a_queue_that_is_not_there_does_nothing() {
-        assert_eq!(set(&mut device(), regs::VIRTIO_MMIO_QUEUE_NOTIFY, 7), MmioDeed::None);
+        assert_eq!(
+            set(&mut device(), regs::VIRTIO_MMIO_QUEUE_NOTIFY, 7),
+            MmioDeed::None
+        );
     }
 
     #[test]
@@ -313,6 +336,9 @@ mod tests {
         set(&mut device, regs::VIRTIO_MMIO_STATUS, 3);
         assert_eq!(set(&mut device, regs::VIRTIO_MMIO_STATUS, 0), MmioDeed::Reset);
         assert_eq!(get(&device, regs::VIRTIO_MMIO_STATUS), 0);
-        assert_eq!(get(&device, regs::VIRTIO_MMIO_CONFIG), u32::from_le_bytes([1, 2, 3, 4]));
+        assert_eq!(
+            get(&device, regs::VIRTIO_MMIO_CONFIG),
+            u32::from_le_bytes([1, 2, 3, 4])
+        );
     }
 }

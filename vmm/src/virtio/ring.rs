@@ -34,7 +34,11 @@ pub struct Ring {
 impl Default for Ring {
     fn default() -> Self {
         let queue = Queue::new(QUEUE_SIZE_MAX).expect("the limit is a power of two below 32768");
-        Self { queue, inflight: VecDeque::new(), broken: false }
+        Self {
+            queue,
+            inflight: VecDeque::new(),
+            broken: false,
+        }
     }
 }
 
@@ -53,7 +57,10 @@ impl Ring {
     /// Heads the guest made available and nobody completed, oldest first.
     #[must_use]
     pub fn inflight(&self) -> Vec<Head> {
-        self.inflight.iter().map(|chain| Head::new(chain.head_index())).collect()
+        self.inflight
+            .iter()
+            .map(|chain| Head::new(chain.head_index()))
+            .collect()
     }
 
     /// Whether this chain is in flight.
@@ -93,8 +100,13 @@ impl Ring {
     /// A look ahead at the chains that wait, changing nothing.
     #[must_use]
     pub fn look_ahead(&self, memory: &Arc<GuestMemoryMmap>) -> LookAhead {
-        let queue = Queue::try_from(self.queue.state()).ok().filter(|queue| !self.broken && queue.ready());
-        LookAhead { queue, memory: Arc::clone(memory) }
+        let queue = Queue::try_from(self.queue.state())
+            .ok()
+            .filter(|queue| !self.broken && queue.ready());
+        LookAhead {
+            queue,
+            memory: Arc::clone(memory),
+        }
     }
 
     /// Puts a received frame into the next available chains: one, or as many as it takes if the driver merges buffers.
@@ -123,7 +135,9 @@ impl Ring {
             let (piece, later) = rest.split_at(rest.len().min(capacity(chain.clone())));
             let head = chain.head_index();
             let written = match piece.split_at_checked(NUM_BUFFERS.end) {
-                Some((header, body)) if first => write_to(chain, memory, &[&header[..NUM_BUFFERS.start], &count, body]),
+                Some((header, body)) if first => {
+                    write_to(chain, memory, &[&header[..NUM_BUFFERS.start], &count, body])
+                }
                 _ => write_to(chain, memory, &[piece]),
             };
             self.give_back(memory, head, written);
@@ -133,8 +147,13 @@ impl Ring {
 
     /// Completes an in-flight chain with `bytes` for its writable part; false when no such head is in flight.
     pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, bytes: &[u8]) -> bool {
-        let index = self.inflight.iter().position(|chain| chain.head_index() == head.get());
-        let Some(chain) = index.and_then(|index| self.inflight.remove(index)) else { return false };
+        let index = self
+            .inflight
+            .iter()
+            .position(|chain| chain.head_index() == head.get());
+        let Some(chain) = index.and_then(|index| self.inflight.remove(index)) else {
+            return false;
+        };
         let written = write_to(chain, memory, &[bytes]);
         self.give_back(memory, head.get(), written);
         true
@@ -169,12 +188,17 @@ where
     M: Clone + Deref,
     M::Target: GuestMemoryBackend,
 {
-    chain.writable().map(|descriptor| usize::try_from(descriptor.len()).unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
+    chain
+        .writable()
+        .map(|descriptor| usize::try_from(descriptor.len()).unwrap_or(usize::MAX))
+        .fold(0, usize::saturating_add)
 }
 
 /// Writes as much of the `pieces` as the chain's writable part takes; guest faults shorten it, they never fail the VMM.
 fn write_to(chain: Chain, memory: &GuestMemoryMmap, pieces: &[&[u8]]) -> u32 {
-    let Ok(mut writer) = chain.writer(memory) else { return 0 };
+    let Ok(mut writer) = chain.writer(memory) else {
+        return 0;
+    };
     for piece in pieces {
         let fits = piece.len().min(writer.available_bytes());
         if writer.write_all(&piece[..fits]).is_err() {
@@ -195,7 +219,10 @@ impl Iterator for LookAhead {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        self.queue.as_mut()?.pop_descriptor_chain(&*self.memory).map(capacity)
+        self.queue
+            .as_mut()?
+            .pop_descriptor_chain(&*self.memory)
+            .map(capacity)
     }
 }
 

@@ -29,7 +29,9 @@ fn ring_with(memory: &GuestMemoryMmap, lengths: &[u32]) -> Ring {
 }
 
 fn used_idx(memory: &GuestMemoryMmap, ring: &Ring) -> u16 {
-    memory.read_obj(GuestAddress(ring.queue().used_ring() + 2)).unwrap()
+    memory
+        .read_obj(GuestAddress(ring.queue().used_ring() + 2))
+        .unwrap()
 }
 
 #[test]
