@@ -1,7 +1,7 @@
 //! `lockstep run`: one side of a protected VM, from its configuration to its end.
 //!
-//! [`run`] builds what both roles need, then hands over to the run loop of the role: [`live`] for whoever talks to the
-//! outside, [`shadow`] for a backup, which becomes live when its primary is lost. Each role owns its parts; changing it
+//! [`run`] builds what both roles need, then hands over to the run loop of the role: `live` for whoever talks to the
+//! outside, `shadow` for a backup, which becomes live when its primary is lost. Each role owns its parts; changing it
 //! consumes the old one.
 
 mod live;

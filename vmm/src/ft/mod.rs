@@ -1,4 +1,4 @@
-//! What makes the machine fault-tolerant. Inputs are gathered ([`batch`]) out of the device processes ([`port`]),
+//! What makes the machine fault-tolerant. Inputs are gathered (`batch`) out of the device processes ([`port`]),
 //! recorded ([`record`]) or replayed ([`replay`]), and enter by one function ([`inject`]).
 
 mod batch;
