@@ -1,5 +1,5 @@
 //! Where terms are kept. A store makes the rule of [`register`](crate::register) durable and atomic between all
-//! who share it; [`file`] is the one that there is.
+//! who share it; [`mod@file`] is the one that there is.
 //!
 //! The service and the client ask a store. A store answers a claim only when the answer would survive a power
 //! cut, and never answers from anything but what it has just read.

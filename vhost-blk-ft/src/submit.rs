@@ -1,7 +1,7 @@
 //! From an order to the disk: the requests of a protected VM, which are held until they may be issued.
 //!
 //! Called by `backend.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and are answered at once; whatever changes the disk is an
-//! output and waits in the outbox. [`may_issue`] is asked right before every system call that changes a shared disk,
+//! output and waits in the outbox. `may_issue` is asked right before every system call that changes a shared disk,
 //! and nowhere else is that decided.
 
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! The check at every handshake, in both directions: the certificate is one of the pinned ones, it is good
 //! today, and the other side holds its key.
 //!
-//! [`endpoint`](crate::endpoint) makes one [`PinVerifier`] for each connection, so that the reason of a refusal
+//! [`endpoint`](crate::endpoint) makes one `PinVerifier` for each connection, so that the reason of a refusal
 //! can be told for exactly that connection. It never looks at names, issuers or chains, and it never accepts
 //! anything below TLS 1.3.
 

@@ -1,6 +1,6 @@
 //! The main job of Lockstep as one command: two hosts, clients, a death and a verdict; and the bench beside it.
 //!
-//! `lockstep demo` and `lockstep bench` call [`demo`] and [`bench`]. This crate drives real processes by their paths
+//! `lockstep demo` and `lockstep bench` call [`demo`] and [`bench()`]. This crate drives real processes by their paths
 //! and never links the VMM: what it measures is what a user runs. Read `timeline.rs` first: it is the story of the demo
 //! from top to bottom; `world` is where it plays, `client` who watches, `report` what is said in the end.
 #![forbid(unsafe_code)]
