@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
-use self::config::Guest;
+use self::config::{Disks, Guest};
 use self::report::Report;
 use self::room::Folder;
-use self::scenario::{Order, failover, idle, replay, wan};
+use self::scenario::{Order, cut, failover, idle, replay, wan};
 use self::world::Setting;
 use crate::qemu::suite::target;
 
@@ -44,6 +44,9 @@ pub struct LabArgs {
     /// What the VM boots
     #[arg(long, value_enum, default_value_t = Guest::Debian)]
     pub guest: Guest,
+    /// Whose the guest's disk is
+    #[arg(long, value_enum, default_value_t = Disks::Shared)]
+    pub disk: Disks,
     /// How often, where a story can be told often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -53,6 +56,9 @@ pub struct LabArgs {
     /// What the clients do and when things happen
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// What the wire between the hosts is like in `wan`, each way, in words of netem
+    #[arg(long, value_name = "WORDS", default_value = "delay 25ms loss 1% limit 10000")]
+    pub netem: String,
     /// Print one JSON object as the last line
     #[arg(long)]
     pub json: bool,
@@ -72,6 +78,8 @@ pub struct LabArgs {
 pub enum Name {
     /// The primary's host loses its power under load
     Failover,
+    /// The wire between the hosts is pulled under load
+    Cut,
     /// The hosts are 50 ms apart, and a frame in a hundred is lost
     Wan,
     /// Nothing happens: how much log is that?
@@ -105,9 +113,11 @@ fn play(args: &LabArgs) -> anyhow::Result<()> {
         clients: args.clients,
         seed: args.seed,
         runs: args.runs,
+        netem: args.netem.clone(),
     };
     let played = match args.name {
         Name::Failover => failover::play(&order),
+        Name::Cut => cut::play(&order),
         Name::Wan => wan::play(&order),
         Name::Idle => idle::play(&order),
         Name::Replay => replay::play(&order),
@@ -158,6 +168,7 @@ fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
     let image = host_image::build(&folder.join("host-image"), &parts)?;
     Ok(Setting {
         guest: args.guest,
+        disks: args.disk,
         kernel,
         image,
         programs,
@@ -185,7 +196,7 @@ fn build(args: &LabArgs) -> anyhow::Result<()> {
 /// Many times as long as it ever took.
 fn limit(args: &LabArgs) -> Duration {
     let worlds = match args.name {
-        Name::Failover => args.runs,
+        Name::Failover | Name::Cut => args.runs,
         _ => 1,
     };
     LIMIT * worlds

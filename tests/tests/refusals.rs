@@ -12,15 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use lockstep_protocol::ids::{LogOffset, NodeName, Term};
 use lockstep_protocol::log::WindowLimit;
-use lockstep_protocol::message::{Digest, Hello, Role};
+use lockstep_protocol::message::{Digest, Hello, Refusal, Role};
 use lockstep_protocol::session::{PeerLost, Timing};
 use lockstep_protocol::time::Instant;
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::{Identity, PinnedPeer};
-use lockstep_quic::link::{PairConfig, PrimaryEvents, connect_primary};
+use lockstep_quic::link::{
+    BackupEvents, PairConfig, PairError, PrimaryEvents, connect_primary, listen_backup,
+};
 use lockstep_tests::network;
 use lockstep_tests::pair::{BACKUP_ADDRESS, Node, Pair};
-use lockstep_vmm::config::Config;
 
 #[test]
 fn a_primary_refuses_a_backup_with_a_strangers_certificate() {
@@ -311,21 +312,12 @@ impl Refused {
 /// Says a hello to a real backup that is right but for one thing.
 fn refused_hello(spoil: impl FnOnce(&mut Hello)) -> Refused {
     let pair = Pair::new().unwrap();
-    let mut b = pair.start("b", "backup").unwrap();
-    let mut hello = right_hello(&pair);
+    let mut hello = hello("a", Role::Primary);
+    hello.config = config_digest(&pair);
     spoil(&mut hello);
+    let mut b = pair.start("b", "backup").unwrap();
 
-    let ours = connect_primary(
-        PairConfig {
-            address: BACKUP_ADDRESS.parse().unwrap(),
-            identity: Identity::load(&pair.path("keys/a.crt"), &pair.path("keys/a.key")).unwrap(),
-            peer: PinnedPeer::load(&pair.path("keys/b.crt")).unwrap(),
-            hello,
-            window: WindowLimit::default(),
-            patience: Duration::from_secs(20),
-        },
-        Box::new(Deaf),
-    );
+    let ours = connect_primary(speak(&pair, "a", "b", hello), Box::new(Deaf));
 
     let primary = ours.expect_err("the backup refuses").to_string();
     let (code, backup) = b.wait_for_end().unwrap();
@@ -333,23 +325,45 @@ fn refused_hello(spoil: impl FnOnce(&mut Hello)) -> Refused {
     Refused { primary, backup }
 }
 
-/// What host a would say, as far as it can be known without being it: the digests of template and devices come last.
-fn right_hello(pair: &Pair) -> Hello {
-    let config = Config::load(&pair.path("vm.toml")).unwrap();
+/// What a real host a says of its configuration, heard by a host b that refuses it.
+fn config_digest(pair: &Pair) -> Digest {
+    let _a = pair.start("a", "primary").unwrap();
+    let ours = listen_backup(speak(pair, "b", "a", hello("b", Role::Backup)), Box::new(Deaf));
+    match ours {
+        Err(PairError::Refused(Refusal::Config(_, _, _, theirs))) => theirs,
+        other => panic!("a configuration was to be refused: {other:?}"),
+    }
+}
+
+fn speak(pair: &Pair, we: &str, they: &str, hello: Hello) -> PairConfig {
+    let key = |name: &str| pair.path(&format!("keys/{name}"));
+    let (certificate, key_file) = (key(&format!("{we}.crt")), key(&format!("{we}.key")));
+    PairConfig {
+        address: BACKUP_ADDRESS.parse().unwrap(),
+        identity: Identity::load(&certificate, &key_file).unwrap(),
+        peer: PinnedPeer::load(&key(&format!("{they}.crt"))).unwrap(),
+        hello,
+        window: WindowLimit::default(),
+        patience: Duration::from_secs(20),
+    }
+}
+
+/// What a host says that knows nothing but its name and part.
+fn hello(node: &str, role: Role) -> Hello {
     Hello {
         version: lockstep_protocol::limits::PROTOCOL_VERSION,
         release: env!("CARGO_PKG_VERSION").into(),
-        node: NodeName::new("a").unwrap(),
-        role: Role::Primary,
+        node: NodeName::new(node).unwrap(),
+        role,
         term: Term::new(1),
         start: LogOffset::ZERO,
-        config: Digest::new(config.digest()),
+        config: Digest::new([0; 32]),
         template: Digest::new([0; 32]),
         devices: Digest::new([0; 32]),
         timing: Timing {
-            heartbeat: config.pair.heartbeat,
-            timeout: config.pair.timeout,
-            lease: config.pair.lease,
+            heartbeat: Duration::from_millis(20),
+            timeout: Duration::from_millis(120),
+            lease: Duration::from_millis(100),
         },
     }
 }
@@ -360,5 +374,9 @@ struct Deaf;
 impl PrimaryEvents for Deaf {
     fn acked(&mut self, _: LogOffset) {}
     fn lease(&mut self, _: Instant) {}
+    fn peer_lost(&mut self, _: PeerLost) {}
+}
+
+impl BackupEvents for Deaf {
     fn peer_lost(&mut self, _: PeerLost) {}
 }

@@ -54,6 +54,8 @@ pub struct Vm {
     pub net: Option<Net>,
     /// Its disk, if it has one.
     pub disk: Option<Disk>,
+    /// Where its serial console goes.
+    pub console: ConsoleMode,
 }
 
 impl Vm {
@@ -64,10 +66,29 @@ impl Vm {
 }
 
 /// What a VM boots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guest {
     /// The micro guest that is embedded in `lockstep`.
     Micro,
+    /// Stock Linux.
+    Linux {
+        /// A vmlinux or bzImage.
+        kernel: PathBuf,
+        /// Its initial file system, if it has one.
+        initrd: Option<PathBuf>,
+    },
+}
+
+/// Where a serial console goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleMode {
+    /// Line by line to the log; nothing can be typed.
+    #[default]
+    Log,
+    /// To standard output, and from standard input.
+    Stdio,
+    /// To and from whoever connects to `console.sock` in the run directory.
+    Socket,
 }
 
 /// A network interface.
@@ -151,6 +172,11 @@ impl Node {
     pub fn control_socket(&self) -> PathBuf {
         self.run_dir.join(CONTROL_SOCKET)
     }
+
+    /// Where the guest's console listens, if the configuration asks for it.
+    pub fn console_socket(&self) -> PathBuf {
+        self.run_dir.join(CONSOLE_SOCKET)
+    }
 }
 
 /// The two sockets of a device process.
@@ -227,3 +253,5 @@ impl Config {
 
 /// File name of the control socket in a run directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+/// File name of the console socket in a run directory.
+pub const CONSOLE_SOCKET: &str = "console.sock";

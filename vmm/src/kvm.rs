@@ -1,8 +1,13 @@
 //! `/dev/kvm` and what Lockstep asks of it: the capabilities, the VM with its memory slot, and the fixed CPUID template.
 //! The machine builder calls it once per run. It never runs a vCPU and never touches guest memory.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use crate::board::clock::MSR_WALL_CLOCK;
+use crate::board::pc::MSR_TSC;
+use kvm_bindings::{
+    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, kvm_cpuid_entry2,
+    kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use std::io;
 use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
@@ -109,6 +114,29 @@ pub fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, KvmError> 
     Ok(vm)
 }
 
+/// Makes the MSRs whose answers would come from the host's clock exit to us: KVM's own clock never runs.
+///
+/// # Errors
+/// When this KVM cannot do that.
+pub fn filter_clocks(vm: &VmFd) -> Result<(), KvmError> {
+    let exits = kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        args: [u64::from(KVM_MSR_EXIT_REASON_FILTER), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&exits)
+        .map_err(KvmError::refused("pass MSR accesses on"))?;
+    let denied = |base, msr_count| MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base,
+        msr_count,
+        bitmap: &[0],
+    };
+    let clocks = [denied(MSR_WALL_CLOCK, 2), denied(MSR_TSC, 1)];
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &clocks)
+        .map_err(KvmError::refused("filter the clock MSRs"))
+}
+
 /// Makes the one vCPU and gives it the template.
 ///
 /// # Errors
@@ -190,7 +218,7 @@ fn mask_leaf(leaf: &kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
 }
 
 fn clock_leaves() -> [kvm_cpuid_entry2; 2] {
-    // "KVMKVMKVM" and CLOCKSOURCE2 | CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
+    // "KVMKVMKVM" and NOP_IO_DELAY | CLOCKSOURCE2 | CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
     let signature = kvm_cpuid_entry2 {
         function: 0x4000_0000,
         eax: 0x4000_0001,
@@ -201,7 +229,7 @@ fn clock_leaves() -> [kvm_cpuid_entry2; 2] {
     };
     let features = kvm_cpuid_entry2 {
         function: 0x4000_0001,
-        eax: bit(3) | bit(24),
+        eax: bit(1) | bit(3) | bit(24),
         ..Default::default()
     };
     [signature, features]

@@ -3,12 +3,13 @@
 //! Noting a position costs two relaxed stores, so the vCPU thread does it in every window. Nothing here changes what
 //! the node does.
 
+use crate::ft::lateness::Lateness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
 use lockstep_protocol::ids::{GuestTime, Position, Term};
 use lockstep_staging::gate::{GateWriter, boottime};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What the pair's machine can tell at any moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +56,8 @@ pub struct Monitor {
     started: Instant,
     position: AtomicU64,
     guest_time: AtomicU64,
+    longest_run_us: AtomicU64,
+    longest_wait_us: AtomicU64,
     slow: Mutex<Slow>,
 }
 
@@ -91,6 +94,8 @@ impl Monitor {
             started: Instant::now(),
             position: AtomicU64::new(0),
             guest_time: AtomicU64::new(0),
+            longest_run_us: AtomicU64::new(0),
+            longest_wait_us: AtomicU64::new(0),
             slow: Mutex::new(slow),
         });
         monitor.note(What::Started);
@@ -101,6 +106,15 @@ impl Monitor {
     pub fn at(&self, position: Position, time: GuestTime) {
         self.position.store(position.get(), Ordering::Relaxed);
         self.guest_time.store(time.get(), Ordering::Relaxed);
+    }
+
+    /// How late inputs were at most.
+    pub fn late(&self, lateness: &Lateness) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.longest_run_us
+            .store(micros(lateness.longest_run), Ordering::Relaxed);
+        self.longest_wait_us
+            .store(micros(lateness.longest_wait), Ordering::Relaxed);
     }
 
     /// The node plays another part from now on.
@@ -183,6 +197,8 @@ impl Monitor {
                 rtt_us: view.rtt_us,
             }),
             devices: slow.devices.iter().map(describe).collect(),
+            longest_run_us: self.longest_run_us.load(Ordering::Relaxed),
+            longest_wait_us: self.longest_wait_us.load(Ordering::Relaxed),
             guest_time_ns: self.guest_time.load(Ordering::Relaxed),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             takeover: slow.takeover.clone(),

@@ -4,29 +4,32 @@
 //! outside, `shadow` for a backup, which becomes live when its primary is lost. Each role owns its parts; changing it
 //! consumes the old one.
 
+mod image;
 mod live;
 mod shadow;
 mod start;
 
-use crate::config::{Config, Node};
-use crate::console::Console;
+use crate::board::clock::HostClock;
+use crate::config::{Config, Guest, Node};
+use crate::console::{Console, Typed};
 use crate::control;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{End, Machine, MachineSpec};
-use crate::monitor::{DeviceProbe, Monitor};
+use crate::monitor::{DeviceProbe, Monitor, unix_ns};
 use crate::spawn::{self, DeviceProcess};
 use crate::status::{Role, What};
 use crate::stop::Stop;
 use crate::virtio::mmio::DeviceKind;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, LogOffset, Term};
+use lockstep_protocol::ids::{DeviceId, GuestTime, Holder, Incarnation, LogOffset, Term};
 use lockstep_staging::gate::Mode;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The micro guest's image.
 pub const MICRO_GUEST: &[u8] = include_bytes!(env!("LOCKSTEP_MICRO_GUEST"));
@@ -77,6 +80,9 @@ struct Host {
     seat: Seat,
     machine: Machine,
     console: Console,
+    typed: Typed,
+    /// What the guest boots, in few bytes: both hosts must boot the same.
+    image: blake3::Hash,
     die_at_record: Option<LogOffset>,
     /// Kept for their ends: a device process of ours dies with this value.
     _processes: Vec<DeviceProcess>,
@@ -99,6 +105,12 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
     }?;
     match ended {
         Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
+        Ended::Guest(End::Reset) => {
+            anyhow::bail!("The guest restarted; Lockstep ends here, start both nodes again")
+        }
+        Ended::Guest(End::Halt) => {
+            anyhow::bail!("The guest halted with interrupts off; nothing will ever wake it")
+        }
         Ended::Guest(End::Panic) => anyhow::bail!("The guest panicked; its console says why"),
         Ended::Guest(End::Fault { rip }) => anyhow::bail!("The guest faulted at {rip:#x} and cannot go on"),
     }
@@ -125,8 +137,8 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
             incarnation: Incarnation::new(rand::random()),
         },
     };
-    let processes = spawn::device_processes(&config, &node)?;
-    let ports = connect_ports(&processes)?;
+    let mut processes = spawn::device_processes(&config, &node)?;
+    let ports = connect_ports(&mut processes)?;
     monitor.set_devices(
         processes
             .iter()
@@ -134,13 +146,16 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
             .map(|(process, port)| probe(process, port))
             .collect(),
     );
+    let image = image::Image::load(&config.vm.guest)?;
+    let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
     let machine = Machine::build(MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),
-        image: MICRO_GUEST,
+        guest: image.guest(),
         cmdline: config.vm.cmdline.clone(),
         devices: ports.iter().map(DevicePort::window).collect(),
     })?;
     let die_at_record = options.die_at_record;
+    let image = image.digest();
     let host = Host {
         config,
         node,
@@ -150,7 +165,9 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         stop,
         seat,
         machine,
-        console: Console::default(),
+        console,
+        typed,
+        image,
         die_at_record,
         _processes: processes,
     };
@@ -158,6 +175,14 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
 }
 
 impl Host {
+    /// The clock of a guest that is powered on now. Linux sees the wall time; the micro guest counts from zero.
+    fn power_on_clock(&self) -> HostClock {
+        HostClock::starting_at(match self.config.vm.guest {
+            Guest::Micro => GuestTime::ZERO,
+            Guest::Linux { .. } => GuestTime::new(unix_ns()),
+        })
+    }
+
     /// What the pair's observers pass news on to.
     fn context(&self, ports: &[DevicePort]) -> pair::Context {
         pair::Context {
@@ -170,7 +195,8 @@ impl Host {
 
     /// Notes where the machine is, and shows what the guest printed.
     fn observe(&mut self) {
-        self.monitor.at(self.machine.position(), self.machine.time());
+        self.monitor
+            .at(self.machine.position(), self.machine.running_for());
         let printed = self.machine.take_console();
         if !printed.is_empty() {
             self.console.print(&printed);
@@ -189,19 +215,35 @@ impl Host {
     }
 }
 
-fn connect_ports(processes: &[DeviceProcess]) -> anyhow::Result<Vec<DevicePort>> {
+fn connect_ports(processes: &mut [DeviceProcess]) -> anyhow::Result<Vec<DevicePort>> {
     (0_u8..)
         .zip(processes)
-        .map(|(id, process)| {
-            let sockets = &process.sockets;
-            Ok(DevicePort::connect(
-                DeviceId::new(id),
-                process.kind,
-                &sockets.vhost,
-                &sockets.staging,
-            )?)
-        })
+        .map(|(id, process)| connect_port(DeviceId::new(id), process))
         .collect()
+}
+
+/// How long a device process may take to come up.
+const DEVICES_START: Duration = Duration::from_secs(5);
+
+/// Reaches a device process that may still be starting. One that ended instead is not waited for.
+fn connect_port(id: DeviceId, process: &mut DeviceProcess) -> anyhow::Result<DevicePort> {
+    let deadline = Instant::now() + DEVICES_START;
+    loop {
+        let sockets = &process.sockets;
+        let error = match DevicePort::connect(id, process.kind, &sockets.vhost, &sockets.staging) {
+            Ok(port) => return Ok(port),
+            Err(error) => error,
+        };
+        if process.has_ended() {
+            bail!(
+                "The device process for the {} ended at once; its own message says why",
+                process.kind
+            );
+        }
+        if !error.is_not_up_yet() || Instant::now() >= deadline {
+            return Err(error.into());
+        }
+    }
 }
 
 fn probe(process: &DeviceProcess, port: &DevicePort) -> DeviceProbe {

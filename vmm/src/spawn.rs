@@ -42,6 +42,13 @@ impl DeviceProcess {
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
+
+    /// Whether it is ours and has ended already; it said itself why.
+    pub fn has_ended(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
 }
 
 impl Drop for DeviceProcess {

@@ -42,7 +42,13 @@ pub struct Status {
     pub peer: Option<Peer>,
     /// The device processes.
     pub devices: Vec<Device>,
-    /// What the guest's clock shows.
+    /// The longest that the guest ran without opening a window for inputs, since this host talks to the outside.
+    #[serde(default)]
+    pub longest_run_us: u64,
+    /// The longest that an input may have waited for a window; it was not lost.
+    #[serde(default)]
+    pub longest_wait_us: u64,
+    /// How long the guest has been running by its own clock.
     pub guest_time_ns: u64,
     /// How long this process runs.
     pub uptime_ms: u64,

@@ -229,6 +229,8 @@ fn example() -> Status {
         lease_ms_left: None,
         peer: None,
         devices: Vec::new(),
+        longest_run_us: 0,
+        longest_wait_us: 0,
         guest_time_ns: 0,
         uptime_ms: 0,
         takeover: None,

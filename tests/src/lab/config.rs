@@ -34,6 +34,25 @@ impl Guest {
     }
 }
 
+/// Whose the guest's disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Disks {
+    /// One disk that both hosts reach, as in a storage network
+    Shared,
+    /// Each host has its own, and executes the same writes on it
+    Mirror,
+}
+
+impl Disks {
+    /// Its name, in the configuration too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Mirror => "mirror",
+        }
+    }
+}
+
 /// How long what takes, in ms. Everything in an emulated host takes 10 to 50 times as long as on a real one, and two
 /// of them share this machine's CPUs with whatever else it does.
 #[derive(Clone, Copy, Debug)]
@@ -63,28 +82,41 @@ pub fn run_dir(node: Node) -> String {
     format!("/run/lockstep/{}", node.name())
 }
 
+/// What the guest is told at its boot.
+pub fn cmdline(guest: Guest) -> String {
+    let network = format!("ip={}/24 gw={OUTSIDE} port={}", GUEST.ip(), GUEST.port());
+    match guest {
+        Guest::Micro => network,
+        Guest::Debian => format!("console=ttyS0 quiet panic=-1 ipv6.disable=1 {network}"),
+    }
+}
+
+/// Room for Debian's kernel, its initramfs twice, and redis.
+pub const DEBIAN_MEMORY_MIB: u32 = 192;
+
 /// The configuration of a VM, the same on both hosts.
-pub fn toml(guest: Guest, name: &str) -> String {
+pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
     let Timing {
         heartbeat_ms,
         timeout_ms,
         lease_ms,
     } = TIMING;
-    let network = format!("ip={}/24 gw={OUTSIDE} port={}", GUEST.ip(), GUEST.port());
+    let cmdline = cmdline(guest);
     let vm = match guest {
-        Guest::Micro => format!("guest = \"micro\"\nmemory_mib = 64\ncmdline = \"{network}\"\n"),
+        Guest::Micro => format!("guest = \"micro\"\nmemory_mib = 64\ncmdline = \"{cmdline}\"\n"),
         Guest::Debian => format!(
-            "memory_mib = 192\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
-             cmdline = \"console=ttyS0 quiet ipv6.disable=1 {network}\"\n"
+            "memory_mib = {DEBIAN_MEMORY_MIB}\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
+             cmdline = \"{cmdline}\"\n"
         ),
     };
     let nodes: String = NODES.map(node_toml).concat();
     format!(
         "[vm]\nname = \"{name}\"\n{vm}\
          [vm.net]\nmac = \"52:54:00:4c:53:01\"\n\
-         [vm.disk]\nmode = \"shared\"\n\
+         [vm.disk]\nmode = \"{}\"\n\
          [pair]\nheartbeat_ms = {heartbeat_ms}\ntimeout_ms = {timeout_ms}\nlease_ms = {lease_ms}\n\
-         [arbiter]\nkind = \"quic\"\naddress = \"{ARBITER}\"\ncertificate = \"keys/arbiter.crt\"\n{nodes}"
+         [arbiter]\nkind = \"quic\"\naddress = \"{ARBITER}\"\ncertificate = \"keys/arbiter.crt\"\n{nodes}",
+        disks.name()
     )
 }
 

@@ -1,20 +1,24 @@
 //! The lab's stories, each a file: what happens, what was seen, and what must have been so.
 
+pub mod cut;
 pub mod failover;
 pub mod idle;
 pub mod replay;
 pub mod wan;
 
+use std::fs::File;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
-use lockstep_demo::outside::{Losses, Outside, Seen};
+use lockstep_demo::outside::{self, Losses, Memory, Outside, Seen};
 
-use super::config::TIMING;
+use super::config::{Guest, TIMING};
 use super::guest_image::{self, REDIS};
 use super::packages::tool;
 use super::report::Report;
-use super::wires::{GUEST, Node};
+use super::wires::{GUEST, NODES, Node};
 use super::world::{Setting, World};
 use crate::qemu::processes::{Process, eventually};
 
@@ -29,6 +33,8 @@ pub struct Order {
     pub seed: u64,
     /// How often the story is told.
     pub runs: u32,
+    /// What the pair's wire is like where it is bad, each way, in words of netem.
+    pub netem: String,
 }
 
 impl Order {
@@ -37,6 +43,7 @@ impl Order {
         let mut report = Report::default();
         report.figure("scenario", "Scenario", scenario);
         report.figure("guest", "Guest", self.setting.guest.name());
+        report.figure("disk", "Disk", self.setting.disks.name());
         report.figure("hosts", "Hosts", "emulated CPU with SVM, real KVM");
         report.figure("heartbeat_ms", "Heartbeat, ms", TIMING.heartbeat_ms);
         report.figure("timeout_ms", "Time-out, ms", TIMING.timeout_ms);
@@ -53,9 +60,9 @@ fn until_acked(outside: &Outside, replies: u64) -> anyhow::Result<()> {
     })
 }
 
-/// What a host's death did.
+/// What a fault did.
 #[derive(Debug)]
-struct Death {
+struct Fault {
     /// Replies until then.
     acked_before: u64,
     /// The longest wait until then.
@@ -64,74 +71,87 @@ struct Death {
     seen: Seen,
     /// What was missing when everything was read back from the guest.
     losses: Losses,
-    /// What the survivor said of its takeover.
+    /// Who lived in the end.
+    survivor: Node,
+    /// What it said of its takeover.
     takeover: serde_json::Value,
-    /// What was missing on the disk, if the guest keeps anything there.
+    /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
 }
 
 /// What the guest's disk holds after both hosts lost their power.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct OnDisk {
-    fsck_errors: u64,
+    fsck: Vec<String>,
     losses: Losses,
 }
 
-/// Lets clients talk to a protected guest, cuts the primary's power after `delay`, and then the survivor's.
-fn cut_power(world: &mut World, order: &Order, seed: u64, delay: Duration) -> anyhow::Result<Death> {
+/// Lets clients talk to a protected guest, does something to its hosts after `delay`, and in the end cuts the power of
+/// whoever is left.
+fn survive(
+    world: &mut World,
+    order: &Order,
+    seed: u64,
+    delay: Duration,
+    fault: impl FnOnce(&mut World) -> anyhow::Result<()>,
+) -> anyhow::Result<Fault> {
     let outside = Outside::start(GUEST, order.clients, seed)?;
-    if let Err(error) = until_acked(&outside, u64::from(order.clients)) {
-        outside.stop().map(drop)?;
-        return Err(error);
-    }
-    // The moment of death is the scenario's to choose, so this waits for a time and not for an event.
+    let talked = until_acked(&outside, u64::from(order.clients));
+    // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
     let before = outside.seen();
-    world.host_mut(Node::A).kill();
-    let goes_on = until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES);
+    let goes_on = talked
+        .and_then(|()| fault(world))
+        .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES));
     let memory = outside.stop()?;
     goes_on.with_context(|| {
-        format!(
-            "The guest did not go on: {:?}. {}",
-            memory.seen().stories,
-            world.last_words()
-        )
+        let stories = memory.seen().stories;
+        format!("The guest did not go on: {stories:?}. {}", world.last_words())
     })?;
     let losses = memory.read_back(GUEST)?;
-    let takeover = world.status(Node::B)?["takeover"].clone();
-    world.host_mut(Node::B).kill();
+    let survivor = world.live()?;
+    let takeover = world.status(survivor)?["takeover"].clone();
+    for node in NODES {
+        world.host_mut(node).kill();
+    }
     let on_disk = match order.setting.guest {
-        super::config::Guest::Micro => None,
-        super::config::Guest::Debian => Some(look_at_disk(world, &memory)?),
+        Guest::Micro => None,
+        Guest::Debian => Some(look_at_disks(world, survivor, &memory)?),
     };
-    Ok(Death {
+    Ok(Fault {
         acked_before: before.acked,
         gap_before: before.longest_gap,
         seen: memory.seen(),
         losses,
+        survivor,
         takeover,
         on_disk,
     })
 }
 
-/// Checks the file system, and starts a redis on what the guest's left there.
-fn look_at_disk(world: &World, memory: &lockstep_demo::outside::Memory) -> anyhow::Result<OnDisk> {
-    let fsck_errors = guest_image::fsck_errors(world.disk())?;
-    guest_image::extract_data(world.disk(), world.folder())?;
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], 6379));
-    let mut redis = std::process::Command::new(tool("redis-server")?);
+/// Checks the file systems, and starts a redis on what the guest left on the survivor's.
+fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Result<OnDisk> {
+    let mut fsck = Vec::new();
+    let mut disks = NODES.map(|node| world.disk(node)).to_vec();
+    disks.dedup();
+    for disk in &disks {
+        fsck.extend(guest_image::fsck(disk)?);
+    }
+    guest_image::extract_data(&world.disk(survivor), world.folder())?;
+    let address = SocketAddr::from(([127, 0, 0, 1], 6379));
+    let mut redis = Command::new(tool("redis-server")?);
     redis
         .args(REDIS)
-        .args(["--bind", "127.0.0.1", "--port", "6379", "--dir"]);
-    redis.arg(world.folder().join(guest_image::DATA));
-    redis.stdout(std::fs::File::create(world.folder().join("redis.log"))?);
+        .args(["--bind", "127.0.0.1", "--port", "6379", "--dir"])
+        .arg(world.folder().join(guest_image::DATA))
+        .stdout(File::create(world.folder().join("redis.log"))?);
     let mut redis = Process::start(&mut redis)?;
     eventually("redis to load what the guest left", REPLIES_TIME, || {
         redis.check()?;
-        Ok(lockstep_demo::outside::answers(address)?.then_some(()))
+        Ok(outside::answers(address)?.then_some(()))
     })?;
     Ok(OnDisk {
-        fsck_errors,
+        fsck,
         losses: memory.read_back(address)?,
     })
 }

@@ -12,7 +12,7 @@ use lockstep_demo::outside;
 use serde_json::Value;
 
 use super::agent;
-use super::config::{self, Guest};
+use super::config::{self, Disks, Guest};
 use super::guest_image;
 use super::host::{self, Host};
 use super::host_image::{CONSOLE_PORT, LOG_PORT, PROGRAMS};
@@ -25,6 +25,8 @@ use crate::qemu::processes::{Process, eventually};
 pub struct Setting {
     /// What the VM boots.
     pub guest: Guest,
+    /// Whose its disk is.
+    pub disks: Disks,
     /// The kernel of hosts and guests.
     pub kernel: Kernel,
     /// The image of the hosts.
@@ -49,7 +51,7 @@ pub enum Protection {
 pub struct World {
     hosts: [Host; 2],
     guest: Guest,
-    disk: PathBuf,
+    disks: Disks,
     folder: PathBuf,
     _arbiter: Process,
 }
@@ -61,20 +63,25 @@ impl World {
         fs::create_dir_all(&folder)?;
         let lockstep = setting.programs.join("lockstep");
         make_keys(&lockstep, &folder.join("keys"))?;
-        let disk = folder.join("disk.raw");
-        make_disk(setting.guest, &disk)?;
+        let first = disk(&folder, setting.disks, Node::A);
+        make_disk(setting.guest, &first)?;
+        if setting.disks == Disks::Mirror {
+            fs::copy(&first, disk(&folder, setting.disks, Node::B))?;
+        }
         let arbiter = start_arbiter(&setting.programs, &folder)?;
-        let parts = host::Parts {
-            kernel: &setting.kernel,
-            image: &setting.image,
-            disk: &disk,
-            logs: &folder,
-        };
-        let [a, b] = NODES.map(|node| Host::start(node, &parts));
+        let [a, b] = NODES.map(|node| {
+            let parts = host::Parts {
+                kernel: &setting.kernel,
+                image: &setting.image,
+                disk: &disk(&folder, setting.disks, node),
+                logs: &folder,
+            };
+            Host::start(node, &parts)
+        });
         let mut world = Self {
             hosts: [a?, b?],
             guest: setting.guest,
-            disk,
+            disks: setting.disks,
             folder,
             _arbiter: arbiter,
         };
@@ -95,9 +102,9 @@ impl World {
         &mut self.hosts[usize::from(node.number() - 1)]
     }
 
-    /// The disk as the hosts left it. Look at it when they are dead.
-    pub fn disk(&self) -> &Path {
-        &self.disk
+    /// The disk as a host left it. Look at it when both are dead.
+    pub fn disk(&self, node: Node) -> PathBuf {
+        disk(&self.folder, self.disks, node)
     }
 
     /// A folder for what a scenario leaves.
@@ -138,6 +145,19 @@ impl World {
             )?;
         }
         Ok(())
+    }
+
+    /// The node that talks to the outside; an error unless it is exactly one.
+    pub fn live(&self) -> anyhow::Result<Node> {
+        let is_live = |node: &Node| {
+            let status = self.status(*node);
+            status.is_ok_and(|status| matches!(status["role"].as_str(), Some("primary" | "alone")))
+        };
+        match NODES.into_iter().filter(is_live).collect::<Vec<_>>().as_slice() {
+            [node] => Ok(*node),
+            [] => bail!("No host is live. {}", self.last_words()),
+            _ => bail!("Both hosts are live. {}", self.last_words()),
+        }
     }
 
     /// What a node says of itself.
@@ -208,7 +228,7 @@ impl World {
         }
         script.push_str(&format!("chmod 600 {DIR}/keys/{name}.key\n"));
         for (file, vm) in [(config::PAIR, "lab"), (config::ALONE, "lab-alone")] {
-            let text = config::toml(self.guest, vm);
+            let text = config::toml(self.guest, self.disks, vm);
             script.push_str(&agent::put(&format!("{DIR}/{file}"), text.as_bytes()));
         }
         self.host(node).run(&script).map(drop)
@@ -226,6 +246,13 @@ fn make_keys(lockstep: &Path, folder: &Path) -> anyhow::Result<()> {
         bail!("No keys: {}", String::from_utf8_lossy(&made.stderr).trim());
     }
     Ok(())
+}
+
+fn disk(folder: &Path, disks: Disks, node: Node) -> PathBuf {
+    match disks {
+        Disks::Shared => folder.join("disk.raw"),
+        Disks::Mirror => folder.join(format!("disk-{}.raw", node.name())),
+    }
 }
 
 fn make_disk(guest: Guest, path: &Path) -> anyhow::Result<()> {

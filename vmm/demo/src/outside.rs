@@ -15,10 +15,29 @@ use tokio::task::LocalSet;
 pub use crate::bench::measure::Rates;
 use crate::client;
 use crate::client::load::{Judge, Load, Tally};
+use crate::client::resp::Connection;
 
 /// Whether the server at `address` answers a PING now.
 pub fn answers(address: SocketAddr) -> anyhow::Result<bool> {
     block_on(async { Ok(client::answers(address).await) })
+}
+
+/// Tells a redis-server to end; its answer is the end of the connection.
+pub fn shut_down(address: SocketAddr) -> anyhow::Result<()> {
+    block_on(async {
+        let mut connection = Connection::open(address)
+            .await
+            .context("Cannot connect to the guest")?;
+        let ended = async {
+            connection.ask(&[vec![b"SHUTDOWN".to_vec()]]).await?;
+            connection.reply().await
+        };
+        match tokio::time::timeout(SHUT_DOWN_TIME, ended).await {
+            Ok(Err(_)) => Ok(()),
+            Ok(Ok(reply)) => bail!("The guest answered {reply:?} and goes on"),
+            Err(_) => bail!("The guest does not shut down"),
+        }
+    })
 }
 
 /// Measures the server at `address` for about `time` in all, with `connections` for the throughput parts.
@@ -144,4 +163,5 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     LocalSet::new().block_on(&runtime, work)
 }
 
+const SHUT_DOWN_TIME: Duration = Duration::from_secs(10);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);

@@ -1,7 +1,8 @@
 //! The flat boot: a static ELF placed in memory and entered in 64-bit ring 3, everything mapped one to one.
 //!
 //! The machine builder calls [`load`] before the first exit; the boot page itself is written by the `PowerOn` input. Ring 3 because a software KVM runs it at native speed,
-//! and port access through a TSS bitmap of zeros because such a KVM does not honour IOPL. There is no interrupt table:
+//! and port access through a TSS bitmap of zeros because such a KVM does not honour IOPL; the flags' IOPL of 3 is for one
+//! that does not honour the bitmap. There is no interrupt table:
 //! an exception is a triple fault, which ends the VM with a report. Nothing here runs after power-on.
 
 use crate::abi;
@@ -24,6 +25,10 @@ const LARGE_PAGE: u64 = 0xe7;
 
 const IO_BITMAP: u16 = 0x68;
 const TSS_LIMIT: u32 = IO_BITMAP as u32 + 0x2000;
+
+/// Privilege level 3 may use ports: a QEMU without a KVM of its own finds no bitmap in a TSS that is busy, as this one
+/// must be.
+const USER_FLAGS: u64 = 0x3002;
 
 const USER_DATA: u16 = 0x2b;
 const USER_CODE: u16 = 0x33;
@@ -111,7 +116,7 @@ fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_regs(&kvm_regs {
         rip: entry,
         rdi: abi::BOOT_PAGE,
-        rflags: 2,
+        rflags: USER_FLAGS,
         ..Default::default()
     })
 }

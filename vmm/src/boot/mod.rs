@@ -1,3 +1,8 @@
-//! How a VM comes to its first instruction. [`flat`] is the micro guest's way; stock Linux has its own later.
+//! How a VM comes to its first instruction. [`flat`] is the micro guest's way, [`linux`] that of stock kernels.
 
+pub mod acpi;
+pub mod bzimage;
 pub mod flat;
+pub mod linux;
+pub mod rdtsc;
+pub mod user_tsc;

@@ -139,6 +139,15 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
         rows.push(("device", format!("{}: {state}{pid}", device.kind)));
     }
     let seconds = |time: Duration| format!("{:.3} s", time.as_secs_f64());
+    if status.longest_run_us > 0 {
+        let millis = |us: u64| us as f64 / 1e3;
+        let text = format!(
+            "at most {:.1} ms; the longest run without a window was {:.1} ms",
+            millis(status.longest_wait_us),
+            millis(status.longest_run_us)
+        );
+        rows.push(("inputs late", text));
+    }
     rows.push(("guest time", seconds(Duration::from_nanos(status.guest_time_ns))));
     rows.push(("uptime", seconds(Duration::from_millis(status.uptime_ms))));
     rows

@@ -20,19 +20,31 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Vm {
     pub(super) name: Spanned<String>,
+    pub(super) guest: Option<Spanned<Guest>>,
+    pub(super) kernel: Option<Spanned<String>>,
+    pub(super) initrd: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) guest: Guest,
+    pub(super) console: Console,
     pub(super) memory_mib: Option<Spanned<u32>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) net: Option<Net>,
     pub(super) disk: Option<Disk>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Guest {
-    #[default]
     Micro,
+    Linux,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Console {
+    #[default]
+    Log,
+    Stdio,
+    Socket,
 }
 
 #[derive(Debug, Deserialize)]

@@ -187,3 +187,28 @@ fn the_digest_changes_with_what_the_guest_could_notice() {
             .digest()
     );
 }
+
+const LINUX: &str = "kernel = \"vmlinuz\"\ninitrd = \"initrd\"\nconsole = \"socket\"";
+
+#[test]
+fn a_kernel_makes_the_guest_linux() {
+    let config = parse(&GOOD.replacen("guest = \"micro\"", LINUX, 1)).unwrap();
+    let kernel = PathBuf::from("/etc/lockstep/vmlinuz");
+    let initrd = Some(PathBuf::from("/etc/lockstep/initrd"));
+    assert_eq!(config.vm.guest, Guest::Linux { kernel, initrd });
+    assert_eq!(config.vm.console, ConsoleMode::Socket);
+    assert_ne!(config.digest(), parse(GOOD).unwrap().digest());
+}
+
+#[test]
+fn a_guest_that_does_not_go_with_its_files_is_refused() {
+    let stray = refusal("guest = \"micro\"", "guest = \"micro\"\nkernel = \"vmlinuz\"");
+    assert!(
+        stray.contains("`vm.kernel`: means nothing to the micro guest"),
+        "{stray}"
+    );
+    let missing = refusal("guest = \"micro\"", "guest = \"linux\"");
+    assert!(missing.contains("`vm.kernel`: is missing"), "{missing}");
+    let lonely = refusal("guest = \"micro\"", "initrd = \"initrd\"");
+    assert!(lonely.contains("`vm.initrd`: needs `vm.kernel`"), "{lonely}");
+}

@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::digest::digest;
 use super::nodes::nodes;
 use super::raw;
-use super::{Arbiter, Config, ConfigError, Disk, DiskMode, Guest, Net, Pair, Vm};
+use super::{Arbiter, Config, ConfigError, ConsoleMode, Disk, DiskMode, Guest, Net, Pair, Vm};
 
 /// Turns the text of a configuration file into checked values.
 pub(super) fn validate(path: &Path, text: &str) -> Result<Config, ConfigError> {
@@ -116,8 +116,11 @@ fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
     };
     Ok(Vm {
         name: raw.name.into_inner(),
-        guest: match raw.guest {
-            raw::Guest::Micro => Guest::Micro,
+        guest: guest(at, raw.guest, raw.kernel, raw.initrd)?,
+        console: match raw.console {
+            raw::Console::Log => ConsoleMode::Log,
+            raw::Console::Stdio => ConsoleMode::Stdio,
+            raw::Console::Socket => ConsoleMode::Socket,
         },
         memory_mib,
         cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
@@ -128,6 +131,35 @@ fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
             },
         }),
     })
+}
+
+/// A kernel makes the guest Linux; without one it is the micro guest.
+fn guest(
+    at: &Source<'_>,
+    kind: Option<Spanned<raw::Guest>>,
+    kernel: Option<Spanned<String>>,
+    initrd: Option<Spanned<String>>,
+) -> Result<Guest, ConfigError> {
+    let start = kind.as_ref().map_or(0, |kind| kind.span().start);
+    match (kind.map(Spanned::into_inner), kernel, initrd) {
+        (Some(raw::Guest::Micro), Some(stray), _) => {
+            let problem = "means nothing to the micro guest; take it out, or write guest = \"linux\"";
+            Err(at.refuse(stray.span().start, "vm.kernel", problem))
+        }
+        (Some(raw::Guest::Linux), None, _) => Err(at.refuse(
+            start,
+            "vm.kernel",
+            "is missing; name a vmlinux or bzImage for the guest to boot",
+        )),
+        (_, None, Some(stray)) => {
+            Err(at.refuse(stray.span().start, "vm.initrd", "needs `vm.kernel` beside it"))
+        }
+        (_, None, None) => Ok(Guest::Micro),
+        (_, Some(kernel), initrd) => Ok(Guest::Linux {
+            kernel: at.path_at("vm.kernel", kernel)?,
+            initrd: at.optional_path("vm.initrd", initrd)?,
+        }),
+    }
 }
 
 fn mac(at: &Source<'_>, raw: &Spanned<String>) -> Result<Net, ConfigError> {

@@ -38,6 +38,9 @@ enum Plan {
         queue: QueueIndex,
         count: u16,
     },
+    Console {
+        bytes: Range<usize>,
+    },
 }
 
 /// The inputs of one window.
@@ -65,6 +68,18 @@ impl Batch {
         self.gather_completions(port, rings);
         if port.kind() == DeviceKind::Net {
             self.gather_frames(port, machine);
+        }
+    }
+
+    /// Takes in what was typed at the console.
+    pub(super) fn add_typed(&mut self, typed: &[u8]) {
+        if !typed.is_empty() {
+            let start = self.store.len();
+            self.store.extend_from_slice(typed);
+            self.plans.push(Plan::Console {
+                bytes: start..self.store.len(),
+            });
+            self.wakes = true;
         }
     }
 
@@ -107,6 +122,9 @@ impl Batch {
                 device: *device,
                 queue: *queue,
                 count: *count,
+            },
+            Plan::Console { bytes } => Input::Console {
+                bytes: &self.store[bytes.clone()],
             },
         })
     }

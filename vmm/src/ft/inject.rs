@@ -2,11 +2,14 @@
 //! with the same inputs at the same positions; whatever it does depends on nothing else (design: "Path of an input").
 
 use crate::abi::{BOOT_PAGE, BootPage};
+use crate::board::Board;
 use crate::machine::{Machine, Parts};
 use crate::virtio::mmio::{MmioDevice, NET_RX};
+use crate::virtio::ring::Ring;
 use lockstep_protocol::ids::{DeviceId, Head, QueueIndex};
 use lockstep_protocol::record::Input;
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Why an input cannot enter. A primary checks before it records, so this is a peer's or a device process's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +68,16 @@ impl Machine {
 
 impl Parts {
     fn power_on(&mut self, seed: [u8; 32]) {
+        match (&self.board, self.seed) {
+            (Board::Pc(_), Some(place)) => place.write(&self.memory, seed),
+            _ => {
+                self.write_boot_page(seed);
+                self.set_time(self.time);
+            }
+        }
+    }
+
+    fn write_boot_page(&self, seed: [u8; 32]) {
         let page = BootPage::new(self.memory_bytes, seed, &self.cmdline);
         let bytes = page
             .encode()
@@ -72,7 +85,6 @@ impl Parts {
         self.memory
             .write_slice(&bytes, GuestAddress(BOOT_PAGE))
             .expect("the boot page lies below the smallest memory size");
-        self.set_time(self.time);
     }
 
     fn receive(&mut self, id: DeviceId, frame: &[u8]) -> Result<(), InjectError> {
@@ -80,7 +92,7 @@ impl Parts {
         let merges = device.merges_buffers();
         let ring = device.ring_mut(NET_RX).ok_or(InjectError::NoQueue(id, NET_RX))?;
         // A guest whose ring lies about its buffers loses the frame, on both hosts alike.
-        if ring.receive(&self.memory, frame, merges) {
+        if ring.receive(&self.memory, frame, merges) && wants_interrupt(&self.memory, ring) {
             device.raise_interrupt();
         }
         Ok(())
@@ -98,7 +110,9 @@ impl Parts {
         if !ring.complete(&self.memory, head, bytes) {
             return Err(InjectError::NotInFlight(id, head));
         }
-        device.raise_interrupt();
+        if wants_interrupt(&self.memory, ring) {
+            device.raise_interrupt();
+        }
         Ok(())
     }
 
@@ -108,10 +122,22 @@ impl Parts {
         if !ring.complete_oldest(&self.memory, count) {
             return Err(InjectError::TooManyReturned(id, count));
         }
-        device.raise_interrupt();
+        if wants_interrupt(&self.memory, ring) {
+            device.raise_interrupt();
+        }
         Ok(())
     }
 }
+
+/// Whether the guest, as it left the ring, wants to hear of used buffers (virtio 1.2, section 2.7.7). It is asked in the
+/// window, while it stands still: asked any earlier, it could change its mind unheard.
+fn wants_interrupt(memory: &GuestMemoryMmap, ring: &Ring) -> bool {
+    let flags = memory.read_obj::<u16>(GuestAddress(ring.queue().avail_ring()));
+    flags.is_ok_and(|flags| u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+}
+
+/// `VRING_AVAIL_F_NO_INTERRUPT`.
+const AVAIL_NO_INTERRUPT: u16 = 1;
 
 fn find(devices: &mut [MmioDevice], id: DeviceId) -> Result<&mut MmioDevice, InjectError> {
     devices

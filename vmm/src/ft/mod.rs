@@ -4,6 +4,7 @@
 mod batch;
 pub mod die;
 pub mod inject;
+pub mod lateness;
 pub mod pair;
 pub mod port;
 pub mod record;

@@ -62,6 +62,7 @@ impl PrimarySide {
             monitor: context.monitor,
             lost: Arc::clone(&lost),
         };
+        tracing::info!(at = %config.address, "Looking for the backup");
         let link = Arc::new(connect_primary(config, Box::new(events))?);
         Ok(Self {
             link,
@@ -82,6 +83,7 @@ impl PrimarySide {
             link: Arc::clone(&self.link),
             lost: Arc::clone(&self.lost),
             unsent: false,
+            silent: false,
         }
     }
 
@@ -158,6 +160,8 @@ pub struct PairSink {
     lost: Arc<AtomicBool>,
     /// Whether something was appended since the driver was last told.
     unsent: bool,
+    /// The driver is not told of anything any more.
+    silent: bool,
 }
 
 impl PairSink {
@@ -197,6 +201,11 @@ impl PairSink {
         Ok(start)
     }
 
+    /// For the stories of a host that dies with a part of its log unsent: no record leaves this host from now on.
+    pub(super) fn fall_silent(&mut self) {
+        self.silent = true;
+    }
+
     /// Where the log ends now.
     pub(super) fn end(&self) -> LogOffset {
         self.link.lock().end()
@@ -214,7 +223,7 @@ impl LogSink for PairSink {
     }
 
     fn flush(&mut self) {
-        if std::mem::take(&mut self.unsent) {
+        if std::mem::take(&mut self.unsent) && !self.silent {
             self.link.notify();
         }
     }

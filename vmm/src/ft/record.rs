@@ -6,9 +6,11 @@
 
 use super::batch::Batch;
 use super::inject::InjectError;
+use super::lateness::Lateness;
 use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
 use crate::board::clock::HostClock;
+use crate::console::Typed;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::stop::Stop;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
@@ -59,6 +61,8 @@ pub struct Recorder {
     ports: Vec<DevicePort>,
     clock: HostClock,
     waker: Waker,
+    typed: Typed,
+    lateness: Lateness,
     batch: Batch,
 }
 
@@ -71,6 +75,8 @@ impl Recorder {
             ports,
             clock,
             waker,
+            typed: Typed::default(),
+            lateness: Lateness::default(),
             batch: Batch::default(),
         }
     }
@@ -81,9 +87,22 @@ impl Recorder {
         &self.ports
     }
 
+    /// How late inputs were at most.
+    #[must_use]
+    pub fn lateness(&self) -> &Lateness {
+        &self.lateness
+    }
+
     /// From now on the records go to `sink`.
     pub fn set_sink(&mut self, sink: Box<dyn LogSink>) {
         self.sink = sink;
+    }
+
+    /// From now on what is typed at a console enters from `typed`; its writer wakes the recorder.
+    #[must_use]
+    pub fn with_console(mut self, typed: Typed) -> Self {
+        self.typed = typed;
+        self
     }
 
     /// Powers the machine on: the window at position 0.
@@ -105,7 +124,9 @@ impl Recorder {
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
         follow_driver(&mut self.ports, machine, exit);
         self.batch.begin();
-        let deadline = exit.idle.map(|limit| self.deadline(limit));
+        let deadline = exit
+            .idle
+            .map(|limit| earlier(self.deadline(limit), machine.next_deadline()));
         loop {
             if self.sink.is_lost() {
                 return Err(PeerLost.into());
@@ -113,7 +134,9 @@ impl Recorder {
             for port in &mut self.ports {
                 self.batch.gather(port, machine);
             }
+            self.batch.add_typed(&self.typed.take());
             let now = self.clock.now();
+            self.lateness.opened(now, self.batch.wakes_guest());
             let mark = exit.kick.is_some() || exit.end.is_some();
             let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
             if tick || mark {
@@ -122,10 +145,14 @@ impl Recorder {
                     self.sink.flush();
                 }
                 self.order(exit.kick.take(), start.next());
+                self.lateness.closed(self.clock.now());
                 return Ok(());
             }
             match deadline {
-                None => return Ok(()),
+                None => {
+                    self.lateness.closed(now);
+                    return Ok(());
+                }
                 Some(_) if stop.is_asked() => return Ok(()),
                 Some(until) => {
                     self.sink.flush();
@@ -213,8 +240,16 @@ fn is_due(machine: &Machine, now: GuestTime, deadline: Option<Option<GuestTime>>
     match deadline {
         Some(Some(until)) => now >= until,
         Some(None) => false,
-        None => now.get().saturating_sub(machine.time().get()) >= TICK_EVERY.as_nanos() as u64,
+        None => {
+            now.get().saturating_sub(machine.time().get()) >= TICK_EVERY.as_nanos() as u64
+                || machine.next_deadline().is_some_and(|deadline| now >= deadline)
+        }
     }
+}
+
+/// The guest's own limit or the board's next deadline, whichever comes first; `None` is no limit.
+fn earlier(limit: Option<GuestTime>, deadline: Option<GuestTime>) -> Option<GuestTime> {
+    limit.into_iter().chain(deadline).min()
 }
 
 fn remaining(until: Option<GuestTime>, now: GuestTime) -> Option<Duration> {

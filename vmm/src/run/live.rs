@@ -1,7 +1,6 @@
 //! The run loop of the host that talks to the outside: a primary, or a host that holds its term alone.
 
 use super::{Ended, Host, start};
-use crate::board::clock::HostClock;
 use crate::ft::die::DyingSink;
 use crate::ft::pair::PrimarySide;
 use crate::ft::port::DevicePort;
@@ -9,7 +8,7 @@ use crate::ft::record::{LogSink, PeerLost, Recorder, WindowError};
 use crate::ft::takeover::{Settled, settle};
 use crate::machine::{End, Exit};
 use crate::status::{Role, What};
-use lockstep_protocol::ids::{GuestTime, LogOffset, Position, Term};
+use lockstep_protocol::ids::{LogOffset, Position, Term};
 use lockstep_protocol::message;
 use lockstep_protocol::record::Input;
 use lockstep_protocol::session::Parting;
@@ -58,9 +57,10 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
     let recorder = Recorder::new(
         Box::new(NoLog::from(LogOffset::ZERO)),
         ports,
-        HostClock::starting_at(GuestTime::ZERO),
+        host.power_on_clock(),
         host.waker.clone(),
-    );
+    )
+    .with_console(host.typed.clone());
     power_on(
         host,
         Live {
@@ -89,12 +89,7 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
         Some(last) => Box::new(DyingSink::new(pair.sink(), last)),
         None => Box::new(pair.sink()),
     };
-    let recorder = Recorder::new(
-        sink,
-        ports,
-        HostClock::starting_at(GuestTime::ZERO),
-        host.waker.clone(),
-    );
+    let recorder = Recorder::new(sink, ports, host.power_on_clock(), host.waker.clone());
     power_on(
         host,
         Live {
@@ -146,6 +141,7 @@ impl Live {
             }
         }
         host.observe();
+        host.monitor.late(self.recorder.lateness());
         Ok(end.map(Ended::Guest))
     }
 

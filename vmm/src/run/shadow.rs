@@ -103,7 +103,8 @@ impl Shadow {
         match settled {
             Settled::Lives(term) => {
                 let clock = HostClock::resumed(host.machine.time(), boottime().saturating_since(heard));
-                let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone());
+                let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone())
+                    .with_console(host.typed.clone());
                 let live = promote(host, recorder, &mut exit, term);
                 host.monitor.set_takeover(stages.done(heard, &loss));
                 live.run_from(host, exit)

@@ -141,7 +141,9 @@ fn hello(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> Hello {
         role,
         term,
         start: LogOffset::ZERO,
-        config: Digest::new(host.config.digest()),
+        config: Digest::new(
+            *blake3::hash(&[host.config.digest(), *host.image.as_bytes()].concat()).as_bytes(),
+        ),
         template: Digest::new(*blake3::hash(&host.machine.template()).as_bytes()),
         devices: devices_digest(ports),
         timing: timing(&host.config),

@@ -3,7 +3,14 @@
 //! The machine calls [`Vcpu::run`] once per position. A return that the guest did not cause (a signal) is not an exit:
 //! it is run again here and nobody counts it.
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+mod interrupt;
+
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    kvm_guest_debug, kvm_segment,
+};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use vm_memory::GuestAddress;
 
 /// A return from `KVM_RUN` that the guest caused. Reads are answered before the next [`Vcpu::run`] by the closures' results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +21,10 @@ pub enum Stop {
     Halt,
     /// A triple fault.
     Shutdown,
+    /// The guest can take the interrupt that waits for it.
+    Window,
+    /// The one instruction that was asked for is done, or the watched one is next.
+    Step,
 }
 
 /// Why the vCPU cannot go on.
@@ -36,25 +47,58 @@ pub enum VcpuError {
 pub trait Bus {
     /// OUT.
     fn port_write(&mut self, port: u16, data: &[u8]);
-    /// IN.
-    fn port_read(&mut self, port: u16, data: &mut [u8]);
+    /// IN. `Some` is what EDX becomes besides; only a bus whose vCPU [shows its registers](Vcpu::show_registers) answers
+    /// so.
+    fn port_read(&mut self, port: u16, data: &mut [u8]) -> Option<u32>;
     /// A store outside memory.
     fn mmio_write(&mut self, address: u64, data: &[u8]);
     /// A load outside memory.
     fn mmio_read(&mut self, address: u64, data: &mut [u8]);
+    /// RDMSR of a filtered register; `None` is a fault.
+    fn msr_read(&mut self, index: u32) -> Option<u64>;
+    /// WRMSR of a filtered register; false is a fault.
+    fn msr_write(&mut self, index: u32, value: u64) -> bool;
 }
 
 /// The vCPU's file and run page.
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
+    /// The instruction of the last exit is not finished: KVM does that when it runs next.
+    unfinished: bool,
+    /// The instruction at which it stops.
+    watched: Option<u64>,
 }
+
+/// Where user space goes on after a fault that is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserReturn {
+    /// The next instruction.
+    pub rip: u64,
+    /// Its code segment's selector.
+    pub cs: u64,
+    /// The flags.
+    pub flags: u64,
+    /// The stack.
+    pub rsp: u64,
+    /// Its segment's selector.
+    pub ss: u64,
+}
+
+/// Linux' selector of 64-bit user code.
+const USER_CODE_64: u64 = 0x33;
+/// Debug register 7: the first breakpoint, on execution; the bits that are always set.
+const WATCH_FIRST: u64 = 0x602;
 
 impl Vcpu {
     /// Takes over a vCPU whose registers are set.
     #[must_use]
     pub fn new(fd: VcpuFd) -> Self {
-        Self { fd }
+        Self {
+            fd,
+            unfinished: false,
+            watched: None,
+        }
     }
 
     /// Runs to the next synchronous exit and lets `bus` serve it.
@@ -63,22 +107,58 @@ impl Vcpu {
     /// When KVM cannot run the vCPU or reports a state nobody can go on from.
     pub fn run(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
         loop {
-            let why = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => return Ok(served(|| bus.port_write(port, data))),
-                Ok(VcpuExit::IoIn(port, data)) => return Ok(served(|| bus.port_read(port, data))),
-                Ok(VcpuExit::MmioWrite(address, data)) => {
-                    return Ok(served(|| bus.mmio_write(address, data)));
-                }
-                Ok(VcpuExit::MmioRead(address, data)) => return Ok(served(|| bus.mmio_read(address, data))),
-                Ok(VcpuExit::Hlt) => return Ok(Stop::Halt),
-                Ok(VcpuExit::Shutdown) => return Ok(Stop::Shutdown),
-                Ok(VcpuExit::Intr) => continue,
-                Ok(other) => format!("{other:?}"),
-                Err(error) if is_interruption(&error) => continue,
-                Err(error) => return Err(VcpuError::Run(error)),
-            };
-            return Err(VcpuError::Stopped { rip: self.rip(), why });
+            if let Some(stop) = self.run_once(bus)? {
+                return Ok(stop);
+            }
         }
+    }
+
+    /// Finishes the instruction of the last exit without running another one, so that an interrupt may come after it.
+    /// Finishing may take another exit (an access that is served in pieces): that one is served like any other.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn finish(&mut self, bus: &mut impl Bus) -> Result<Option<Stop>, VcpuError> {
+        if !self.unfinished {
+            return Ok(None);
+        }
+        self.fd.set_kvm_immediate_exit(1);
+        let stop = self.run_once(bus);
+        self.fd.set_kvm_immediate_exit(0);
+        stop
+    }
+
+    /// One return from `KVM_RUN`; `None` if the guest did not cause it.
+    fn run_once(&mut self, bus: &mut impl Bus) -> Result<Option<Stop>, VcpuError> {
+        self.unfinished = false;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                if let Some(edx) = bus.port_read(port, data) {
+                    self.set_edx(edx);
+                }
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
+            Ok(VcpuExit::X86Rdmsr(exit)) => match bus.msr_read(exit.index) {
+                Some(value) => *exit.data = value,
+                None => *exit.error = 1,
+            },
+            Ok(VcpuExit::X86Wrmsr(exit)) => *exit.error = u8::from(!bus.msr_write(exit.index, exit.data)),
+            Ok(VcpuExit::Hlt) => return Ok(Some(Stop::Halt)),
+            Ok(VcpuExit::Shutdown) => return Ok(Some(Stop::Shutdown)),
+            Ok(VcpuExit::IrqWindowOpen) => return Ok(Some(Stop::Window)),
+            Ok(VcpuExit::Debug(_)) => return Ok(Some(Stop::Step)),
+            Ok(VcpuExit::Intr) => return Ok(None),
+            Ok(other) => {
+                let why = format!("{other:?}");
+                return Err(VcpuError::Stopped { rip: self.rip(), why });
+            }
+            Err(error) if is_interruption(&error) => return Ok(None),
+            Err(error) => return Err(VcpuError::Run(error)),
+        }
+        self.unfinished = true;
+        Ok(Some(Stop::Access))
     }
 
     /// Finishes the instruction of the last exit without running another one, so that the registers can be looked at.
@@ -87,13 +167,161 @@ impl Vcpu {
     /// When KVM cannot run the vCPU.
     pub fn complete(&mut self) -> Result<(), VcpuError> {
         self.fd.set_kvm_immediate_exit(1);
-        let outcome = self.fd.run().map(|_| ());
+        let done = self.fd.run().map(|_| ());
         self.fd.set_kvm_immediate_exit(0);
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(error) if is_interruption(&error) => Ok(()),
-            Err(error) => Err(VcpuError::Run(error)),
+        match done {
+            Err(error) if !is_interruption(&error) => Err(VcpuError::Run(error)),
+            _ => Ok(()),
         }
+    }
+
+    /// From now on every exit brings the general registers along, which costs a copy and saves asking.
+    pub fn show_registers(&mut self) {
+        self.fd.set_sync_valid_reg(SyncReg::Register);
+    }
+
+    /// Whether the guest could take an interrupt when it last stopped.
+    pub fn can_interrupt(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+    }
+
+    /// Whether the guest let interrupts in when it last stopped.
+    pub fn lets_interrupts_in(&mut self) -> bool {
+        self.fd.get_kvm_run().if_flag != 0
+    }
+
+    /// Makes the guest take interrupt `vector` when it runs next.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn interrupt(&mut self, vector: u8) -> Result<(), VcpuError> {
+        interrupt::queue(&self.fd, vector).map_err(VcpuError::Run)
+    }
+
+    /// Whether the next run should stop as soon as the guest can take an interrupt.
+    pub fn want_window(&mut self, wanted: bool) {
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
+    }
+
+    /// Runs a single instruction, with interrupts blocked, or to the exit that it makes.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn step(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
+        let on = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
+        self.debug(on, None)?;
+        let stop = self.run(bus);
+        self.debug(0, self.watched)?;
+        stop
+    }
+
+    /// From now on every arrival at the instruction at `address` is [`Stop::Step`].
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn watch(&mut self, address: u64) -> Result<(), VcpuError> {
+        self.watched = Some(address);
+        self.debug(0, self.watched)
+    }
+
+    /// Whether an instruction is watched.
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.watched.is_some()
+    }
+
+    fn debug(&self, control: u32, watched: Option<u64>) -> Result<(), VcpuError> {
+        let mut debug = kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        if let Some(address) = watched {
+            debug.control |= KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[0] = address;
+            debug.arch.debugreg[7] = WATCH_FIRST;
+        }
+        if debug.control != 0 {
+            debug.control |= KVM_GUESTDBG_ENABLE;
+        }
+        self.fd.set_guest_debug(&debug).map_err(VcpuError::Run)
+    }
+
+    /// Where the guest's interrupt table lies.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn interrupt_table(&self) -> Result<u64, VcpuError> {
+        self.fd
+            .get_sregs()
+            .map(|sregs| sregs.idt.base)
+            .map_err(VcpuError::Run)
+    }
+
+    /// The stack pointer. Needs shown registers.
+    #[must_use]
+    pub fn stack(&self) -> u64 {
+        self.fd.sync_regs().regs.rsp
+    }
+
+    /// Where a linear address lies in memory, if it is mapped.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn translate(&self, address: u64) -> Result<Option<GuestAddress>, VcpuError> {
+        let place = self.fd.translate_gva(address).map_err(VcpuError::Run)?;
+        Ok((place.valid != 0).then_some(GuestAddress(place.physical_address)))
+    }
+
+    /// Takes back a fault of user space that was about to be handled: the program goes on at `back` with `counter` in
+    /// EDX:EAX, as after `rdtsc`. Needs shown registers.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn return_to_user(&mut self, back: &UserReturn, counter: u64) -> Result<(), VcpuError> {
+        let mut sregs = self.fd.get_sregs().map_err(VcpuError::Run)?;
+        let user = kvm_segment {
+            limit: 0xffff_ffff,
+            present: 1,
+            dpl: 3,
+            s: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let is_64_bit = back.cs == USER_CODE_64;
+        let selector = |value: u64| u16::try_from(value & 0xffff).expect("masked to 16 bits");
+        let (long, short) = (u8::from(is_64_bit), u8::from(!is_64_bit));
+        sregs.cs = kvm_segment {
+            selector: selector(back.cs),
+            type_: 11,
+            l: long,
+            db: short,
+            ..user
+        };
+        sregs.ss = kvm_segment {
+            selector: selector(back.ss),
+            type_: 3,
+            db: 1,
+            ..user
+        };
+        self.fd.set_sregs(&sregs).map_err(VcpuError::Run)?;
+        let mut regs = self.fd.sync_regs().regs;
+        (regs.rip, regs.rsp, regs.rflags) = (back.rip, back.rsp, back.flags);
+        (regs.rax, regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
+        self.fd.set_regs(&regs).map_err(VcpuError::Run)
+    }
+
+    /// Where the byte before the instruction pointer lies in memory, if it is mapped. Needs shown registers.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn byte_before(&self) -> Result<Option<GuestAddress>, VcpuError> {
+        self.translate(self.fd.sync_regs().regs.rip.wrapping_sub(1))
+    }
+
+    fn set_edx(&mut self, edx: u32) {
+        self.fd.sync_regs_mut().regs.rdx = u64::from(edx);
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
     }
 
     /// The general registers.
@@ -117,11 +345,6 @@ impl Vcpu {
     pub fn rip(&self) -> u64 {
         self.fd.get_regs().map_or(0, |regs| regs.rip)
     }
-}
-
-fn served(access: impl FnOnce()) -> Stop {
-    access();
-    Stop::Access
 }
 
 fn is_interruption(error: &kvm_ioctls::Error) -> bool {

@@ -6,6 +6,7 @@
 
 use super::ring::{QUEUE_SIZE_MAX, Ring};
 use lockstep_protocol::ids::{DeviceId, QueueIndex};
+use std::fmt;
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as regs;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
@@ -24,6 +25,15 @@ pub enum DeviceKind {
     Net,
     /// Disk: queue 0 carries requests.
     Blk,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Net => "network card",
+            Self::Blk => "disk",
+        })
+    }
 }
 
 impl DeviceKind {
@@ -141,6 +151,12 @@ impl MmioDevice {
     /// The used ring moved: the guest will find the reason in the interrupt status.
     pub fn raise_interrupt(&mut self) {
         self.interrupt_status |= regs::VIRTIO_MMIO_INT_VRING;
+    }
+
+    /// Whether the device's interrupt line is high.
+    #[must_use]
+    pub fn interrupts(&self) -> bool {
+        self.interrupt_status != 0
     }
 
     /// A load at `offset` of the window. Registers answer 32-bit loads, the config space any size.

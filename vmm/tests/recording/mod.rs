@@ -12,7 +12,7 @@ use lockstep_vmm::ft::port::DevicePort;
 use lockstep_vmm::ft::record::{LogSink, PeerLost, Recorder};
 use lockstep_vmm::ft::replay::{LogSource, Replayed, Replayer};
 use lockstep_vmm::ft::wait::Waker;
-use lockstep_vmm::machine::{End, Exit, Machine, MachineDigest, MachineSpec};
+use lockstep_vmm::machine::{End, Exit, Guest, Machine, MachineDigest, MachineSpec};
 use lockstep_vmm::run::MICRO_GUEST;
 use lockstep_vmm::stop::Stop;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioDevice};
@@ -130,7 +130,7 @@ fn record() -> Recording {
 fn build(devices: Vec<MmioDevice>) -> Machine {
     let spec = MachineSpec {
         memory_mib: MEMORY_MIB,
-        image: MICRO_GUEST,
+        guest: Guest::Micro(MICRO_GUEST),
         cmdline: CMDLINE.into(),
         devices,
     };

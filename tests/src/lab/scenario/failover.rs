@@ -3,51 +3,55 @@
 
 use std::time::Duration;
 
-use super::{Death, Order, cut_power};
+use super::{Fault, Order, survive};
 use crate::lab::report::{Report, ms};
+use crate::lab::wires::Node;
 use crate::lab::world::{Protection, World};
 
 /// Tells the story as often as ordered, each time in a new world.
 pub fn play(order: &Order) -> anyhow::Result<Report> {
-    let mut deaths = Vec::new();
+    let mut faults = Vec::new();
     for run in 0..order.runs {
         let seed = order.seed + u64::from(run);
         let mut world = World::build(&order.setting, &format!("failover-{run}"))?;
         world.power_on(Protection::Pair)?;
         let delay = delay(seed);
-        let death = cut_power(&mut world, order, seed, delay)?;
+        let fault = survive(&mut world, order, seed, delay, |world| {
+            world.host_mut(Node::A).kill();
+            Ok(())
+        })?;
         eprintln!(
             "run {} of {}: killed after {} ms and {} replies; outage {} ms, {} replies in all",
             run + 1,
             order.runs,
             ms(delay),
-            death.acked_before,
-            ms(death.seen.longest_gap),
-            death.seen.acked
+            fault.acked_before,
+            ms(fault.seen.longest_gap),
+            fault.seen.acked
         );
-        deaths.push(death);
+        faults.push(fault);
     }
     let mut report = order.report("failover");
     report.figure("runs", "Runs", order.runs);
     report.figure("clients", "Connections", order.clients);
-    tell(&mut report, &deaths);
+    tell(&mut report, &faults);
     Ok(report)
 }
 
-/// Adds what was seen of some deaths, and what must not have been.
-pub(super) fn tell(report: &mut Report, deaths: &[Death]) {
-    let sum = |of: &dyn Fn(&Death) -> u64| deaths.iter().map(of).sum::<u64>();
-    let on_disk = |of: fn(&super::OnDisk) -> u64| sum(&|death| death.on_disk.as_ref().map_or(0, of));
-    let acked = sum(&|death| death.seen.acked);
-    let lost = sum(&|death| death.losses.lost) + on_disk(|disk| disk.losses.lost);
-    let wrong = sum(&|death| death.seen.wrong + death.losses.wrong) + on_disk(|disk| disk.losses.wrong);
-    let broken = sum(&|death| death.seen.broken);
-    let fsck = on_disk(|disk| disk.fsck_errors);
-    let mut outages: Vec<_> = deaths.iter().map(|death| death.seen.longest_gap).collect();
+/// Adds what was seen of some faults, and what must not have been.
+pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
+    let sum = |of: &dyn Fn(&Fault) -> u64| faults.iter().map(of).sum::<u64>();
+    let on_disk = |of: fn(&super::OnDisk) -> u64| sum(&|fault| fault.on_disk.as_ref().map_or(0, of));
+    let acked = sum(&|fault| fault.seen.acked);
+    let lost = sum(&|fault| fault.losses.lost) + on_disk(|disk| disk.losses.lost);
+    let wrong = sum(&|fault| fault.seen.wrong + fault.losses.wrong) + on_disk(|disk| disk.losses.wrong);
+    let broken = sum(&|fault| fault.seen.broken);
+    let fsck = on_disk(|disk| disk.fsck.len() as u64);
+    let mut outages: Vec<_> = faults.iter().map(|fault| fault.seen.longest_gap).collect();
     outages.sort_unstable();
-    let worst_gap = deaths
+    let worst_gap = faults
         .iter()
-        .map(|death| death.gap_before)
+        .map(|fault| fault.gap_before)
         .max()
         .unwrap_or_default();
 
@@ -61,20 +65,29 @@ pub(super) fn tell(report: &mut Report, deaths: &[Death]) {
         "Median outage, ms",
         outages.get(outages.len() / 2).copied().map(ms),
     );
-    report.figure("gap_before_ms", "Worst wait before a death, ms", ms(worst_gap));
+    report.figure("gap_before_ms", "Worst wait before the fault, ms", ms(worst_gap));
     for (key, of, words) in TAKEOVER {
-        let worst = deaths
+        // A host that was live already took nothing over.
+        let worst = faults
             .iter()
-            .filter_map(|death| death.takeover[of].as_f64())
-            .fold(0.0, f64::max);
-        report.figure(key, words, (worst * 10.0).round() / 10.0);
+            .filter_map(|fault| fault.takeover[of].as_f64())
+            .reduce(f64::max);
+        report.figure(key, words, worst.map(|worst| (worst * 10.0).round() / 10.0));
     }
     report.figure("fsck_errors", "File system errors", fsck);
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));
     report.must(broken == 0, format!("{broken} connections broke"));
     report.must(fsck == 0, format!("e2fsck found {fsck} errors"));
-    for story in deaths.iter().flat_map(|death| &death.seen.stories) {
+    let complaints = faults
+        .iter()
+        .filter_map(|fault| fault.on_disk.as_ref())
+        .flat_map(|disk| &disk.fsck);
+    for story in faults
+        .iter()
+        .flat_map(|fault| &fault.seen.stories)
+        .chain(complaints)
+    {
         report.must(false, story.clone());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep_demo::outside;
 
-use super::{Order, cut_power, failover};
+use super::{Order, failover, survive};
 use crate::lab::report::Report;
 use crate::lab::wires::{GUEST, Node, Wire};
 use crate::lab::world::{Protection, World};
@@ -17,15 +17,18 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     let alone = outside::measure(GUEST, order.clients, MEASURE)?;
     world.power_off()?;
 
-    world.worsen(Wire::Pair, NETEM)?;
+    world.worsen(Wire::Pair, &order.netem)?;
     world.power_on(Protection::Pair)?;
     let protected = outside::measure(GUEST, order.clients, MEASURE)?;
     let rtt_us = world.status(Node::A)?["peer"]["rtt_us"].clone();
-    let death = cut_power(&mut world, order, order.seed, DELAY)?;
+    let fault = survive(&mut world, order, order.seed, DELAY, |world| {
+        world.host_mut(Node::A).kill();
+        Ok(())
+    })?;
 
     let mut report = order.report("wan");
     report.figure("clients", "Connections", order.clients);
-    report.figure("netem", "Each way of the pair's wire", NETEM);
+    report.figure("netem", "Each way of the pair's wire", order.netem.as_str());
     report.figure("rtt_us", "Round trip of the pair, us", rtt_us);
     let (alone, protected) = (serde_json::to_value(alone)?, serde_json::to_value(protected)?);
     for (key, words) in FIGURES {
@@ -38,12 +41,10 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     }
     report.figure("unprotected", "", alone);
     report.figure("protected", "", protected);
-    failover::tell(&mut report, &[death]);
+    failover::tell(&mut report, &[fault]);
     Ok(report)
 }
 
-/// 50 ms there and back, and a frame in a hundred lost on each way.
-const NETEM: &str = "delay 25ms loss 1% limit 10000";
 const MEASURE: Duration = Duration::from_secs(40);
 const DELAY: Duration = Duration::from_secs(5);
 const FIGURES: [(&str, &str); 6] = [

@@ -1,0 +1,127 @@
+//! What exits and inputs change, and how an access of the guest reaches it.
+//!
+//! The vCPU calls the [`Bus`] while it runs, `ft::inject` calls the rest in windows. Nothing here runs the guest.
+
+use super::exit::{End, Exit, IdleLimit, Kick};
+use crate::abi;
+use crate::board::{Board, PortDeed, clock};
+use crate::boot::linux::SeedPlace;
+use crate::vcpu::Bus;
+use crate::virtio::mmio::{DeviceKind, MmioDeed, MmioDevice, NET_RX};
+use lockstep_protocol::ids::{DeviceId, GuestTime, Position, QueueIndex};
+use std::sync::Arc;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// What exits and inputs change.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) board: Board,
+    pub(crate) devices: Vec<MmioDevice>,
+    pub(crate) time: GuestTime,
+    pub(crate) position: Position,
+    pub(crate) cmdline: String,
+    pub(crate) memory_bytes: u64,
+    /// Where stock Linux finds its first randomness; the micro guest has a boot page instead.
+    pub(crate) seed: Option<SeedPlace>,
+    pub(super) exit: Exit,
+}
+
+impl Parts {
+    /// Moves the guest's clock; it never runs backwards.
+    pub(crate) fn set_time(&mut self, time: GuestTime) {
+        self.time = self.time.max(time);
+        match &mut self.board {
+            Board::Micro(_) => clock::write_page(&self.memory, GuestAddress(abi::CLOCK_PAGE), self.time)
+                .expect("the clock page lies below the smallest memory size"),
+            Board::Pc(pc) => pc.set_time(self.time, &self.memory),
+        }
+    }
+}
+
+impl Parts {
+    fn window_of(&mut self, address: u64) -> Option<(&mut MmioDevice, u64)> {
+        let index = address.checked_sub(abi::NET_MMIO)? / abi::MMIO_BYTES;
+        let device = self.devices.get_mut(usize::try_from(index).ok()?)?;
+        Some((device, address % abi::MMIO_BYTES))
+    }
+
+    fn driver_ready(&mut self, id: DeviceId) {
+        let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
+            return;
+        };
+        if device.kind() == DeviceKind::Net
+            && let Some(ring) = device.ring_mut(NET_RX)
+        {
+            ring.silence_kicks(&self.memory);
+        }
+        self.exit.ready = Some(id);
+    }
+
+    fn kicked(&mut self, id: DeviceId, queue: QueueIndex) {
+        let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
+            return;
+        };
+        let receives = device.kind() == DeviceKind::Net && queue == NET_RX;
+        // Receive buffers are taken when a frame comes, not when they are offered.
+        let heads = match device.ring_mut(queue) {
+            Some(ring) if !receives => ring.take_kicked(&self.memory),
+            _ => Vec::new(),
+        };
+        self.exit.kick = Some(Kick {
+            device: id,
+            queue,
+            heads,
+        });
+    }
+}
+
+impl Bus for Parts {
+    fn port_write(&mut self, port: u16, data: &[u8]) {
+        match self.board.port_write(port, data) {
+            PortDeed::None => {}
+            PortDeed::Idle(limit) => self.exit.idle = Some(IdleLimit(limit)),
+            PortDeed::PowerOff => self.exit.end = Some(End::PowerOff),
+            PortDeed::Reset => self.exit.end = Some(End::Reset),
+            PortDeed::Panic => self.exit.end = Some(End::Panic),
+        }
+    }
+
+    fn port_read(&mut self, port: u16, data: &mut [u8]) -> Option<u32> {
+        self.board.port_read(port, data, self.position)
+    }
+
+    fn mmio_write(&mut self, address: u64, data: &[u8]) {
+        let Some((device, offset)) = self.window_of(address) else {
+            return;
+        };
+        let id = device.id();
+        match device.write(offset, data) {
+            MmioDeed::None => {}
+            MmioDeed::Kick(queue) => self.kicked(id, queue),
+            MmioDeed::DriverReady => self.driver_ready(id),
+            MmioDeed::Reset => self.exit.reset = Some(id),
+        }
+    }
+
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) {
+        match self.window_of(address) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn msr_read(&mut self, index: u32) -> Option<u64> {
+        match &self.board {
+            Board::Micro(_) => None,
+            Board::Pc(pc) => pc.msr_read(index, self.position),
+        }
+    }
+
+    fn msr_write(&mut self, index: u32, value: u64) -> bool {
+        match &mut self.board {
+            Board::Micro(_) => false,
+            Board::Pc(pc) => pc.msr_write(index, value, &self.memory),
+        }
+    }
+}
