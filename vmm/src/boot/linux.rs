@@ -8,7 +8,7 @@
 //! [`rdtsc`]: super::rdtsc
 //! [`acpi`]: super::acpi
 
-use super::{acpi, bzimage, rdtsc, user_tsc};
+use super::{acpi, bzimage, rdtsc};
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
@@ -113,8 +113,7 @@ impl Boot<'_> {
     pub fn load(&self, memory: &GuestMemoryMmap, vcpu: &VcpuFd) -> Result<SeedPlace, LinuxError> {
         let mut kernel = bzimage::unpack(self.kernel)?.into_owned();
         let sites = rdtsc::rewrite(&mut kernel)?;
-        let traps = user_tsc::forbid(&mut kernel);
-        tracing::info!(kernel = sites.kernel, vdso = sites.vdso, traps, "Rewrote rdtsc");
+        tracing::info!(kernel = sites.kernel, vdso = sites.vdso, "Rewrote rdtsc");
         let loaded = Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(LinuxError::Kernel)?;
         let initrd = self.place_initrd(memory, loaded.kernel_end)?;
         let cmdline = self.place_cmdline(memory)?;

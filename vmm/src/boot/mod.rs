@@ -5,4 +5,3 @@ pub mod bzimage;
 pub mod flat;
 pub mod linux;
 pub mod rdtsc;
-pub mod user_tsc;

@@ -1,9 +1,11 @@
-//! `rdtsc` in user space of a stock Linux guest: it faults (`boot/user_tsc.rs`), and the fault is taken back here.
+//! `rdtsc` in user space of a stock Linux guest: made to fault, and the fault is taken back here.
 //!
-//! [`Machine::step`] arms a hardware breakpoint at the guest's handler of general protection faults when the guest takes
-//! its first interrupt: then its interrupt table is complete. A fault of `rdtsc` is undone at the breakpoint: the program
-//! goes on behind the instruction, with the counter that the kernel would read. The guest's kernel never hears of it.
-//! Other faults go on to their handler. Each breakpoint is an exit, so it is a position like any other.
+//! Every dynamic program reads the counter once when glibc loads it, whatever CPUID says. With CR4.TSD that is a fault.
+//! The window code calls [`Machine::forbid_user_tsc`] whenever the guest takes an interrupt: it sets the bit, which the
+//! kernel may have overwritten with its own copy, and once a hardware breakpoint at the kernel's handler of general
+//! protection faults. A fault of `rdtsc` is undone at the breakpoint: the program goes on behind the instruction, with
+//! the counter that the kernel would read, and the guest's kernel never hears of it. Other faults go on to their handler.
+//! Each breakpoint is an exit, so it is a position like any other.
 
 use super::Machine;
 use crate::board::Board;
@@ -18,14 +20,18 @@ const RDTSC: [u8; 2] = [0x0f, 0x31];
 const RESUME_FLAG: u64 = 1 << 16;
 
 impl Machine {
-    /// Watches the guest's handler of general protection faults from now on.
-    pub(super) fn watch_user_tsc(&mut self) -> Result<(), VcpuError> {
-        let gate = self.vcpu.interrupt_table()? + GENERAL_PROTECTION * GATE;
-        let Some([low, high]) = self.read_words(gate)? else {
-            return Ok(());
-        };
-        let handler = low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32;
-        self.vcpu.watch(handler)
+    /// Makes `rdtsc` fault in user space from now on.
+    pub(super) fn forbid_user_tsc(&mut self) -> Result<(), VcpuError> {
+        if !self.vcpu.is_watching() {
+            // An interrupt is being taken, so the table is complete.
+            let gate = self.vcpu.interrupt_table()? + GENERAL_PROTECTION * GATE;
+            let Some([low, high]) = self.read_words(gate)? else {
+                return Ok(());
+            };
+            self.vcpu
+                .watch(low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32)?;
+        }
+        self.vcpu.disable_user_tsc()
     }
 
     /// The guest stands at the first instruction of its handler.

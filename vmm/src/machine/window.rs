@@ -44,9 +44,7 @@ impl Machine {
             {
                 pc.halted = false;
                 let vector = pc.acknowledge();
-                if !self.vcpu.is_watching() {
-                    self.watch_user_tsc()?;
-                }
+                self.forbid_user_tsc()?;
                 self.vcpu.interrupt(vector)?;
             }
         }

@@ -87,6 +87,8 @@ pub struct UserReturn {
 
 /// Linux' selector of 64-bit user code.
 const USER_CODE_64: u64 = 0x33;
+/// Time-stamp disable.
+const CR4_TSD: u64 = 1 << 2;
 /// Debug register 7: the first breakpoint, on execution; the bits that are always set.
 const WATCH_FIRST: u64 = 0x602;
 
@@ -256,6 +258,19 @@ impl Vcpu {
             .get_sregs()
             .map(|sregs| sregs.idt.base)
             .map_err(VcpuError::Run)
+    }
+
+    /// Sets CR4.TSD if it is clear.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn disable_user_tsc(&self) -> Result<(), VcpuError> {
+        let mut sregs = self.fd.get_sregs().map_err(VcpuError::Run)?;
+        if sregs.cr4 & CR4_TSD == 0 {
+            sregs.cr4 |= CR4_TSD;
+            self.fd.set_sregs(&sregs).map_err(VcpuError::Run)?;
+        }
+        Ok(())
     }
 
     /// The stack pointer. Needs shown registers.
