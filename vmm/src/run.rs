@@ -224,26 +224,28 @@ fn connect_ports(processes: &mut [DeviceProcess]) -> anyhow::Result<Vec<DevicePo
 
 /// How long a device process may take to come up.
 const DEVICES_START: Duration = Duration::from_secs(5);
+/// How long to sleep between two looks whether it has.
+const DEVICE_LOOK: Duration = Duration::from_millis(2);
 
 /// Reaches a device process that may still be starting. One that ended instead is not waited for.
 fn connect_port(id: DeviceId, process: &mut DeviceProcess) -> anyhow::Result<DevicePort> {
     let deadline = Instant::now() + DEVICES_START;
-    loop {
-        let sockets = &process.sockets;
-        let error = match DevicePort::connect(id, process.kind, &sockets.vhost, &sockets.staging) {
-            Ok(port) => return Ok(port),
-            Err(error) => error,
-        };
+    while !process.sockets.staging.exists() && Instant::now() < deadline {
         if process.has_ended() {
             bail!(
                 "The device process for the {} ended at once; its own message says why",
                 process.kind
             );
         }
-        if !error.is_not_up_yet() || Instant::now() >= deadline {
-            return Err(error.into());
-        }
+        std::thread::sleep(DEVICE_LOOK);
     }
+    let sockets = &process.sockets;
+    Ok(DevicePort::connect(
+        id,
+        process.kind,
+        &sockets.vhost,
+        &sockets.staging,
+    )?)
 }
 
 fn probe(process: &DeviceProcess, port: &DevicePort) -> DeviceProbe {

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long one try to reach a device process may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long a device process may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait at a time for a device process to read its orders.
 const ORDER_WAIT: Timespec = Timespec {
     tv_sec: 0,
@@ -34,14 +34,6 @@ pub enum PortError {
     /// vhost-user could not be set up.
     #[error(transparent)]
     Frontend(#[from] FrontendError),
-}
-
-impl PortError {
-    /// Whether the process may only need more time to come up.
-    #[must_use]
-    pub fn is_not_up_yet(&self) -> bool {
-        matches!(self, Self::Staging(ConnectError::NobodyListens { .. }))
-    }
 }
 
 /// One device process.
