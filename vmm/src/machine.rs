@@ -76,6 +76,7 @@ pub struct Machine {
     vcpu: Vcpu,
     _vm: VmFd,
     pub(crate) parts: Parts,
+    hook: Option<user_tsc::Hook>,
     template: [u8; 16],
 }
 
@@ -119,12 +120,14 @@ impl Machine {
             cmdline: spec.cmdline,
             memory_bytes: spec.memory_mib << 20,
             seed,
+            user_faulted: false,
             exit: Exit::default(),
         };
         Ok(Self {
             vcpu,
             _vm: vm,
             parts,
+            hook: None,
             template: template.digest(),
         })
     }

@@ -26,6 +26,8 @@ pub enum PortDeed {
     Idle(Option<Duration>),
     /// The guest switched itself off.
     PowerOff,
+    /// A fault of user space, told by the hook in its handler.
+    UserFault,
     /// The guest wants to start anew.
     Reset,
     /// The guest says that it is broken.

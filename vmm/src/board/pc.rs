@@ -18,6 +18,8 @@ use vm_memory::GuestMemoryMmap;
 pub const DEVICE_IRQS: [Irq; 4] = [Irq::new(5), Irq::new(10), Irq::new(11), Irq::new(7)];
 /// Where `rdtsc` reads from after its rewrite: `in eax, 0xf0`.
 pub const TSC: u16 = 0xf0;
+/// Where the hook in the guest's fault handler writes to.
+pub const USER_FAULT: u16 = 0xf1;
 /// The real time-stamp counter's MSR; its reads exit, so that they tell the same as [`TSC`].
 pub const MSR_TSC: u32 = 0x10;
 
@@ -42,6 +44,7 @@ impl Pc {
     pub fn port_write(&mut self, port: u16, data: &[u8]) -> PortDeed {
         let now = self.now();
         match port {
+            USER_FAULT => return PortDeed::UserFault,
             power::EVENTS..=power::LAST | power::RESET | power::KEYBOARD => {
                 return match self.power.write(port, data) {
                     Pressed::Nothing => PortDeed::None,

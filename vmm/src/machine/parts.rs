@@ -24,6 +24,8 @@ pub(crate) struct Parts {
     pub(crate) memory_bytes: u64,
     /// Where stock Linux finds its first randomness; the micro guest has a boot page instead.
     pub(crate) seed: Option<SeedPlace>,
+    /// The guest's handler of general protection faults called (`user_tsc.rs`).
+    pub(super) user_faulted: bool,
     pub(super) exit: Exit,
 }
 
@@ -82,6 +84,7 @@ impl Bus for Parts {
             PortDeed::None => {}
             PortDeed::Idle(limit) => self.exit.idle = Some(IdleLimit(limit)),
             PortDeed::PowerOff => self.exit.end = Some(End::PowerOff),
+            PortDeed::UserFault => self.user_faulted = true,
             PortDeed::Reset => self.exit.end = Some(End::Reset),
             PortDeed::Panic => self.exit.end = Some(End::Panic),
         }

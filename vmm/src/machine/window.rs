@@ -52,9 +52,11 @@ impl Machine {
         self.vcpu.want_window(waits);
         let stop = match self.vcpu.run(&mut self.parts)? {
             Stop::Window => self.land()?,
-            Stop::Step => self.faulted()?,
             stop => stop,
         };
+        if std::mem::take(&mut self.parts.user_faulted) {
+            self.user_faulted()?;
+        }
         if stop == Stop::Halt && self.vcpu.lets_interrupts_in() {
             self.pc().expect("only a PC is interrupted").halted = true;
         }

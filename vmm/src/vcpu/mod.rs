@@ -6,8 +6,7 @@
 mod interrupt;
 
 use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    kvm_guest_debug, kvm_segment,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_segment,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::GuestAddress;
@@ -23,7 +22,7 @@ pub enum Stop {
     Shutdown,
     /// The guest can take the interrupt that waits for it.
     Window,
-    /// The one instruction that was asked for is done, or the watched one is next.
+    /// The one instruction that was asked for is done.
     Step,
 }
 
@@ -66,8 +65,6 @@ pub struct Vcpu {
     fd: VcpuFd,
     /// The instruction of the last exit is not finished: KVM does that when it runs next.
     unfinished: bool,
-    /// The instruction at which it stops.
-    watched: Option<u64>,
 }
 
 /// Where user space goes on after a fault that is taken back.
@@ -89,9 +86,6 @@ pub struct UserReturn {
 const USER_CODE_64: u64 = 0x33;
 /// Time-stamp disable.
 const CR4_TSD: u64 = 1 << 2;
-/// Debug register 7: the first breakpoint, on execution; the bits that are always set.
-const WATCH_FIRST: u64 = 0x602;
-
 impl Vcpu {
     /// Takes over a vCPU whose registers are set.
     #[must_use]
@@ -99,7 +93,6 @@ impl Vcpu {
         Self {
             fd,
             unfinished: false,
-            watched: None,
         }
     }
 
@@ -211,41 +204,17 @@ impl Vcpu {
     /// # Errors
     /// As [`Self::run`].
     pub fn step(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
-        let on = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
-        self.debug(on, None)?;
+        self.debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
         let stop = self.run(bus);
-        self.debug(0, self.watched)?;
+        self.debug(0)?;
         stop
     }
 
-    /// From now on every arrival at the instruction at `address` is [`Stop::Step`].
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn watch(&mut self, address: u64) -> Result<(), VcpuError> {
-        self.watched = Some(address);
-        self.debug(0, self.watched)
-    }
-
-    /// Whether an instruction is watched.
-    #[must_use]
-    pub fn is_watching(&self) -> bool {
-        self.watched.is_some()
-    }
-
-    fn debug(&self, control: u32, watched: Option<u64>) -> Result<(), VcpuError> {
-        let mut debug = kvm_guest_debug {
+    fn debug(&self, control: u32) -> Result<(), VcpuError> {
+        let debug = kvm_guest_debug {
             control,
             ..Default::default()
         };
-        if let Some(address) = watched {
-            debug.control |= KVM_GUESTDBG_USE_HW_BP;
-            debug.arch.debugreg[0] = address;
-            debug.arch.debugreg[7] = WATCH_FIRST;
-        }
-        if debug.control != 0 {
-            debug.control |= KVM_GUESTDBG_ENABLE;
-        }
         self.fd.set_guest_debug(&debug).map_err(VcpuError::Run)
     }
 
@@ -273,10 +242,20 @@ impl Vcpu {
         Ok(())
     }
 
-    /// The stack pointer. Needs shown registers.
+    /// The general registers of the last exit, which must be shown.
     #[must_use]
-    pub fn stack(&self) -> u64 {
-        self.fd.sync_regs().regs.rsp
+    pub fn shown(&self) -> kvm_bindings::kvm_regs {
+        self.fd.sync_regs().regs
+    }
+
+    /// Clears flags.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn clear_flags(&mut self, flags: u64) -> Result<(), VcpuError> {
+        let mut regs = self.shown();
+        regs.rflags &= !flags;
+        self.fd.set_regs(&regs).map_err(VcpuError::Run)
     }
 
     /// Where a linear address lies in memory, if it is mapped.
