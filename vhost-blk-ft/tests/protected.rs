@@ -97,6 +97,7 @@ impl Vmm {
 fn staging(folder: &std::path::Path) -> Result<(VmmEnd, DeviceFacts), ConnectError> {
     let facts = VmmFacts {
         kind: DeviceKind::Blk,
+        compares_images: false,
         release: "test".to_owned(),
     };
     VmmEnd::connect(&folder.join("staging.sock"), &facts, PATIENCE)

@@ -177,9 +177,13 @@ impl Recorder {
         }
     }
 
-    /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are not.
-    pub fn drain(&self, limit: Duration) {
+    /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are
+    /// not. An own disk image gets all that the guest has asked for, too: so both hosts' images end equal.
+    pub fn drain(&mut self, machine: &Machine, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
+        for port in self.ports.iter_mut().filter(|port| port.is_mirrored()) {
+            port.finish(machine, deadline);
+        }
         let holds = |port: &DevicePort| port.is_alive() && port.gate().snapshot().held > 0;
         while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);

@@ -176,8 +176,8 @@ impl Live {
     }
 
     /// Ends cleanly: the last outputs leave before the process does, and the backup learns why.
-    fn leave(self, host: &Host, ended: Ended) -> Ended {
-        self.recorder.drain(OUTPUTS_LEAVE);
+    fn leave(mut self, host: &Host, ended: Ended) -> Ended {
+        self.recorder.drain(&host.machine, OUTPUTS_LEAVE);
         drop(self.recorder);
         host.monitor.set_pair(None);
         if let Some(pair) = self.pair {

@@ -60,6 +60,7 @@ fn put_body(out: &mut BytesMut, message: &Message) {
             Parting::PowerOff => 1,
             Parting::Stopped => 2,
             Parting::Failed => 3,
+            Parting::DiskFailed => 4,
         }),
         Message::Ack(ack) => {
             out.put_u64_le(ack.term.get());
@@ -229,6 +230,7 @@ fn parse_parting(byte: u8) -> Result<Parting, Unread> {
         1 => Ok(Parting::PowerOff),
         2 => Ok(Parting::Stopped),
         3 => Ok(Parting::Failed),
+        4 => Ok(Parting::DiskFailed),
         _ => Err(Unread::Malformed),
     }
 }
