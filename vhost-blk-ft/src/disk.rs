@@ -73,6 +73,11 @@ pub enum OpenError {
     /// Somebody else has it.
     #[error("{0} is in use by another process: stop that one first")]
     Locked(PathBuf),
+    /// Perhaps the other host has it.
+    #[error(
+        "{0} is in use by another process: stop that one first; of a mirrored disk each host has an image of its own"
+    )]
+    ImageLocked(PathBuf),
     /// Anything else.
     #[error("Cannot open {path}")]
     Os {
@@ -323,6 +328,9 @@ fn lock(file: &File, options: &DiskOptions) -> Result<(), OpenError> {
     };
     match rustix::fs::flock(file, how) {
         Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) if options.sharing == Sharing::Mirrored => {
+            Err(OpenError::ImageLocked(options.path.clone()))
+        }
         Err(Errno::WOULDBLOCK) => Err(OpenError::Locked(options.path.clone())),
         Err(error) => {
             tracing::warn!(%error, "The disk cannot be locked on its file system; nobody else may use it");

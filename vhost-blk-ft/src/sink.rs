@@ -4,7 +4,7 @@
 //! Called by `submit.rs`. In a protected VM nothing here, nor anywhere in this process, writes guest memory.
 
 use lockstep_protocol::{Head, QueueIndex};
-use lockstep_staging::{DeviceEnd, Followed, StageError};
+use lockstep_staging::{DeviceEnd, Mirrored, StageError};
 use thiserror::Error;
 use vhost_user_backend::{VringRwLock, VringT};
 use vm_memory::{
@@ -67,9 +67,9 @@ pub fn stage_empty(end: &mut DeviceEnd, ticket: Ticket) -> Result<(), StageError
     end.stage_completion_bytes(ticket.queue, ticket.head, &[])
 }
 
-/// Stages what a backup's process says of a request that it followed.
-pub fn stage_followed(end: &mut DeviceEnd, ticket: Ticket, followed: &Followed) -> Result<(), StageError> {
-    end.stage_completion_bytes(ticket.queue, ticket.head, &[&followed.to_bytes()])
+/// Stages what a backup's process says of a request that it mirrored.
+pub fn stage_mirrored(end: &mut DeviceEnd, ticket: Ticket, mirrored: &Mirrored) -> Result<(), StageError> {
+    end.stage_completion_bytes(ticket.queue, ticket.head, &[&mirrored.to_bytes()])
 }
 
 /// Answers one request of a plain front-end.

@@ -4,16 +4,16 @@
 //! are answered at once; whatever changes a shared disk is an output and waits in the outbox. `may_issue` is asked right
 //! before every system call that changes a shared disk, and nowhere else is that decided (`held.rs`).
 //!
-//! A mirrored disk is this host's own, nobody outside sees it: it goes through the same outbox and never waits there. A
-//! backup's process follows: it changes its image as the guest asks, in the same order, and says `Followed` where a
+//! A mirrored disk is this host's own, nobody outside sees it: its changes go through the same outbox and never wait
+//! there. A backup's process mirrors: it changes its image as the guest asks, in the same order, and says `Mirrored` where a
 //! primary's would answer. What only asks is not executed there; the answer comes in the log.
 
 use std::collections::VecDeque;
 use std::io;
 
 use lockstep_protocol::{LogOffset, Outbox, OutboxLimit};
-use lockstep_staging::followed::FOLLOWED_BYTES_MAX;
-use lockstep_staging::{DeviceEnd, Followed, Mode, Order, StageError, boottime};
+use lockstep_staging::mirrored::MIRRORED_BYTES_MAX;
+use lockstep_staging::{DeviceEnd, Mirrored, Mode, Order, StageError, boottime};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
@@ -75,7 +75,7 @@ impl Submit {
         self.change_mode(end.mode(), disk);
         // Whatever comes of it, the gate was seen: only a change after this keeps us from sleeping.
         end.gate();
-        let works = self.mode == Mode::Live || self.follows(disk);
+        let works = self.mode == Mode::Live || self.mirrors(disk);
         match memory {
             Some(memory) if works => {
                 while self.take_all(end, disk, memory, rings)? | self.issue_all(end, disk)? {}
@@ -98,7 +98,7 @@ impl Submit {
     }
 
     /// Is this a backup's process with an image of its own?
-    fn follows(&self, disk: &Disk) -> bool {
+    fn mirrors(&self, disk: &Disk) -> bool {
         self.mode == Mode::Quiet && disk.is_mirrored()
     }
 
@@ -251,8 +251,8 @@ impl Submit {
         if !end.has_room_for_completion(reply.length as usize)? {
             return Ok(Took::NoRoom);
         }
-        if self.follows(disk) {
-            sink::stage_followed(end, ticket, &Followed::Nothing)?;
+        if self.mirrors(disk) {
+            sink::stage_mirrored(end, ticket, &Mirrored::Nothing)?;
         } else {
             sink::stage(end, ticket, reply, |room| {
                 fill(disk, &mut self.failures, command, room)
@@ -294,7 +294,7 @@ impl Submit {
     /// How long an answer without data may be.
     fn room_for(&self, reply: &Reply) -> usize {
         match self.mode {
-            Mode::Quiet => FOLLOWED_BYTES_MAX,
+            Mode::Quiet => MIRRORED_BYTES_MAX,
             Mode::Live | Mode::Halted => reply.length as usize,
         }
     }
@@ -307,13 +307,13 @@ impl Submit {
         reply: &Reply,
         outcome: io::Result<()>,
     ) -> Result<(), StageError> {
-        let followed = match &outcome {
-            Ok(()) => Followed::Done,
-            Err(error) => Followed::Failed(error.to_string()),
+        let mirrored = match &outcome {
+            Ok(()) => Mirrored::Done,
+            Err(error) => Mirrored::Failed(error.to_string()),
         };
         let status = self.failures.status_of("writing", outcome);
         if self.mode == Mode::Quiet {
-            sink::stage_followed(end, ticket, &followed)?;
+            sink::stage_mirrored(end, ticket, &mirrored)?;
         } else {
             sink::stage(end, ticket, reply, |room| {
                 write_padded(room, &[]);

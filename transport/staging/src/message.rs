@@ -66,7 +66,7 @@ pub struct DeviceFacts {
     pub features: u64,
     /// The device's virtio configuration space.
     pub config: Vec<u8>,
-    /// Each host has a disk image of its own, and a backup's process follows what the guest changes.
+    /// Each host has a disk image of its own, and a backup's process mirrors what the guest changes.
     pub is_mirrored: bool,
     /// What that image holds, in few bytes; only when the VMM wants it.
     pub image: Option<ImageDigest>,

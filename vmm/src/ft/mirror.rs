@@ -1,4 +1,4 @@
-//! A backup's own image of a mirrored disk: what its process was ordered to follow, and what of that is done.
+//! A backup's own image of a mirrored disk: what its process was ordered to do with it, and what of that is done.
 //!
 //! The replayer calls it in windows. What the guest kicks is ordered here as well as on the primary, and at once: the
 //! backup is never further than the primary, so whatever its guest asks the primary's guest has asked too. What comes of
@@ -15,8 +15,8 @@ use super::port::DevicePort;
 use crate::machine::Kick;
 use lockstep_protocol::ids::{DeviceId, Head, LogOffset, QueueIndex};
 use lockstep_protocol::record::Input;
-use lockstep_staging::followed::Followed;
 use lockstep_staging::message::Staged;
+use lockstep_staging::mirrored::Mirrored;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// What `VIRTIO_BLK_S_OK` looks like at the end of a completion.
 const OK: u8 = 0;
 
-/// Why this host's image does not follow any more. Such a host is no backup.
+/// Why this host's image does not mirror the primary's any more. Such a host is no backup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MirrorError {
     /// The image did not take what the primary's took.
@@ -58,7 +58,7 @@ pub struct Mirror {
     /// Ordered, and not done as far as we heard.
     open: BTreeSet<Request>,
     /// Done, and not completed in the log yet. With `open` never more than the guest has in flight.
-    done: BTreeMap<Request, Followed>,
+    done: BTreeMap<Request, Mirrored>,
     scratch: Vec<u8>,
     /// The primary's disk failed where ours did not; said once.
     told: bool,
@@ -83,7 +83,7 @@ impl Mirror {
         self.device
     }
 
-    /// Lets the process follow what the guest kicked.
+    /// Lets the process mirror what the guest kicked.
     pub(super) fn order(&mut self, port: &mut DevicePort, kick: &Kick) {
         for head in &kick.heads {
             let request = (kick.queue, *head);
@@ -116,8 +116,8 @@ impl Mirror {
         if *device != self.device {
             return Ok(());
         }
-        let followed = self.finish(port, (*queue, *head))?;
-        self.compare(&followed, bytes.last() == Some(&OK))
+        let mirrored = self.finish(port, (*queue, *head))?;
+        self.compare(&mirrored, bytes.last() == Some(&OK))
     }
 
     /// Waits until the process has nothing to do any more, and forgets how it went.
@@ -134,15 +134,15 @@ impl Mirror {
 
     /// Waits until one request is done and says how it went. One that was never ordered is not waited for: whoever
     /// injects its completion will refuse it.
-    fn finish(&mut self, port: &mut DevicePort, request: Request) -> Result<Followed, MirrorError> {
+    fn finish(&mut self, port: &mut DevicePort, request: Request) -> Result<Mirrored, MirrorError> {
         let deadline = Instant::now() + REQUEST_MAX;
         loop {
             self.hear(port);
-            if let Some(followed) = self.done.remove(&request) {
-                return Ok(followed);
+            if let Some(mirrored) = self.done.remove(&request) {
+                return Ok(mirrored);
             }
             if !self.open.contains(&request) {
-                return Ok(Followed::Nothing);
+                return Ok(Mirrored::Nothing);
             }
             if !port.is_alive() {
                 return Err(MirrorError::Gone);
@@ -160,8 +160,8 @@ impl Mirror {
             match port.staging.pop_completion(&mut self.scratch) {
                 Ok(None) => return,
                 Ok(Some(Staged::Completion { queue, head })) if self.open.remove(&(queue, head)) => {
-                    match Followed::from_bytes(&self.scratch) {
-                        Some(followed) => drop(self.done.insert((queue, head), followed)),
+                    match Mirrored::from_bytes(&self.scratch) {
+                        Some(mirrored) => drop(self.done.insert((queue, head), mirrored)),
                         None => port.fail(&Strange("what no disk process of a backup says")),
                     }
                 }
@@ -172,10 +172,10 @@ impl Mirror {
     }
 
     /// How the request ended here and, by the log, on the primary.
-    fn compare(&mut self, followed: &Followed, primary_ok: bool) -> Result<(), MirrorError> {
-        match followed {
-            Followed::Failed(why) if primary_ok => Err(MirrorError::Failed(why.clone())),
-            Followed::Done if !primary_ok => {
+    fn compare(&mut self, mirrored: &Mirrored, primary_ok: bool) -> Result<(), MirrorError> {
+        match mirrored {
+            Mirrored::Failed(why) if primary_ok => Err(MirrorError::Failed(why.clone())),
+            Mirrored::Done if !primary_ok => {
                 if !std::mem::replace(&mut self.told, true) {
                     tracing::warn!(
                         "The primary's disk failed where this host's did not; the guest sees an I/O error, and the two \
@@ -184,7 +184,7 @@ impl Mirror {
                 }
                 Ok(())
             }
-            Followed::Nothing | Followed::Done | Followed::Failed(_) => Ok(()),
+            Mirrored::Nothing | Mirrored::Done | Mirrored::Failed(_) => Ok(()),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The run loop of a backup calls [`Replayer::window`] after every exit. A backup never runs past a window that the
 //! primary has not closed: until then a record for it may still come. It orders nothing from device processes but what
-//! a mirrored disk has to follow (`mirror.rs`).
+//! a mirrored disk has to do as well (`mirror.rs`).
 
 use super::inject::InjectError;
 use super::mirror::{Mirror, MirrorError};
@@ -112,7 +112,7 @@ impl Replayer {
     /// Lets every record of the open window enter.
     ///
     /// # Errors
-    /// When a record cannot belong to this machine, or the own disk image does not follow.
+    /// When a record cannot belong to this machine, or the own disk image is not the primary's any more.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
         let at = machine.position();

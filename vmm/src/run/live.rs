@@ -75,7 +75,7 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
 pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     let pair = PrimarySide::connect(
-        start::pair_config(host, &ports, message::Role::Primary, last.term.next())?,
+        start::pair_config(host, &ports, message::Role::Primary, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);

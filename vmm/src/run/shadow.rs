@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     let pair = BackupSide::listen(
-        start::pair_config(host, &ports, message::Role::Backup, last.term.next())?,
+        start::pair_config(host, &ports, message::Role::Backup, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);
@@ -106,7 +106,7 @@ impl Shadow {
             );
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
-        // Who cannot finish the replay must not win the term; that includes what its own disk image has to follow.
+        // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
         replayer.settle()?;
         // The source goes first: the session belongs to one holder when it ends.
         let ports = replayer.into_ports();

@@ -1,4 +1,4 @@
-//! What a disk process says of a request that it followed: a backup's own image was changed as the guest asked, and
+//! What a disk process says of a request that it mirrored: a backup's own image was changed as the guest asked, and
 //! nothing of that enters the guest. It travels in the place of a completion's bytes.
 //!
 //! Staged by a disk process whose mode is `Quiet`, read by the VMM of a backup. It knows nothing of disks.
@@ -7,7 +7,7 @@ use crate::limits::REASON_BYTES_MAX;
 
 /// How a request ended on a backup's own image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Followed {
+pub enum Mirrored {
     /// There was nothing to change: the request only asks, or is malformed.
     Nothing,
     /// The image has it.
@@ -19,7 +19,7 @@ pub enum Followed {
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 
-impl Followed {
+impl Mirrored {
     /// As bytes; a reason that is too long is cut.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
@@ -47,7 +47,7 @@ impl Followed {
 }
 
 /// The longest answer, so that room can be asked for before a request is begun.
-pub const FOLLOWED_BYTES_MAX: usize = 1 + REASON_BYTES_MAX;
+pub const MIRRORED_BYTES_MAX: usize = 1 + REASON_BYTES_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -55,17 +55,17 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_is_heard() {
-        let failed = Followed::Failed("No space left on device".to_owned());
-        for word in [Followed::Nothing, Followed::Done, failed] {
-            assert_eq!(Followed::from_bytes(&word.to_bytes()), Some(word));
+        let failed = Mirrored::Failed("No space left on device".to_owned());
+        for word in [Mirrored::Nothing, Mirrored::Done, failed] {
+            assert_eq!(Mirrored::from_bytes(&word.to_bytes()), Some(word));
         }
     }
 
     #[test]
     fn an_endless_reason_is_cut_at_a_character_and_nonsense_is_nothing() {
-        let bytes = Followed::Failed("\u{e9}".repeat(500)).to_bytes();
-        assert_eq!(bytes.len(), FOLLOWED_BYTES_MAX);
-        assert_eq!(Followed::from_bytes(&[9]), None);
-        assert_eq!(Followed::from_bytes(&[0, 0]), None);
+        let bytes = Mirrored::Failed("\u{e9}".repeat(500)).to_bytes();
+        assert_eq!(bytes.len(), MIRRORED_BYTES_MAX);
+        assert_eq!(Mirrored::from_bytes(&[9]), None);
+        assert_eq!(Mirrored::from_bytes(&[0, 0]), None);
     }
 }
