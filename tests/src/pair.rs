@@ -248,14 +248,14 @@ impl Node {
         let _ = kill(self.group, Signal::SIGTERM);
     }
 
-    /// Kills one of its device processes, `net` or `blk`.
-    pub fn kill_device(&self, kind: &str) -> anyhow::Result<()> {
+    /// Sends a signal to one of its device processes, `net` or `blk`.
+    pub fn signal_device(&self, kind: &str, signal: Signal) -> anyhow::Result<()> {
         let status = self.status().context("The node does not answer")?;
         let devices = status["devices"].as_array().context("It has no devices")?;
         let device = devices.iter().find(|device| device["kind"] == kind);
         let pid = device.and_then(|device| device["pid"].as_i64());
         let pid = i32::try_from(pid.context("It has no such device")?)?;
-        Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
+        Ok(kill(Pid::from_raw(pid), signal)?)
     }
 
     /// The power cut.

@@ -164,6 +164,7 @@ impl Recorder {
 
     /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
     pub fn reissue(&mut self, machine: &Machine) {
+        let mut requests = 0;
         for port in &mut self.ports {
             let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else {
                 continue;
@@ -171,10 +172,12 @@ impl Recorder {
             for (queue, ring) in (0_u16..).zip(device.rings()) {
                 for head in ring.inflight() {
                     port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
+                    requests += 1;
                 }
             }
             port.flush();
         }
+        tracing::info!(requests, "What the lost primary left undone is ordered again");
     }
 
     /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are
