@@ -12,8 +12,11 @@ use lockstep_protocol::outbox::Gate;
 use lockstep_protocol::time::Instant;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
-use crate::memory::{SharedMemory, word};
+use crate::memory::{SharedMemory, Which, word};
+use crate::message::OrderBytes;
+use crate::ring::entries_of;
 
 /// What the VMM wants the device process to do with the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +56,9 @@ pub struct GateSnapshot {
     pub gate: Gate,
     /// What the VMM published.
     pub mode: Mode,
-    /// The smallest log offset that a held output waits for.
+    /// The smallest log offset that a held output waits for, or an order that the device process sleeps through.
     pub waiting_for: Option<LogOffset>,
-    /// How many outputs the device process says it holds.
+    /// How many outputs the device process says it holds, and orders that it has not read.
     pub held: u64,
     /// How many it says it has released since set-up.
     pub released: u64,
@@ -65,13 +68,19 @@ pub struct GateSnapshot {
 #[derive(Clone, Debug)]
 pub struct GateWriter {
     memory: Arc<SharedMemory>,
+    deferral: Arc<Deferral>,
     device_doorbell: Arc<Doorbell>,
 }
 
 impl GateWriter {
-    pub(crate) fn new(memory: Arc<SharedMemory>, device_doorbell: Arc<Doorbell>) -> Self {
+    pub(crate) fn new(
+        memory: Arc<SharedMemory>,
+        deferral: Arc<Deferral>,
+        device_doorbell: Arc<Doorbell>,
+    ) -> Self {
         Self {
             memory,
+            deferral,
             device_doorbell,
         }
     }
@@ -100,22 +109,34 @@ impl GateWriter {
 
     /// What stands there now.
     pub fn snapshot(&self) -> GateSnapshot {
-        let waiting_for = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
+        let unread = entries_of(&self.memory, Which::Orders, size_of::<OrderBytes>());
         GateSnapshot {
             gate: read_gate(&self.memory),
             mode: read_mode(&self.memory),
-            waiting_for: (waiting_for != u64::MAX).then(|| LogOffset::new(waiting_for)),
-            held: self.memory.word(word::HELD).load(Ordering::Relaxed),
+            waiting_for: self.waiting_for(),
+            held: self
+                .memory
+                .word(word::HELD)
+                .load(Ordering::Relaxed)
+                .saturating_add(unread),
             released: self.memory.word(word::RELEASED).load(Ordering::Relaxed),
         }
     }
 
     fn wake_if_releasable(&self) {
         fence(Ordering::SeqCst);
-        let waiting_for = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
-        if waiting_for <= self.memory.word(word::ACKED).load(Ordering::SeqCst) {
+        let acked = LogOffset::new(self.memory.word(word::ACKED).load(Ordering::SeqCst));
+        if self.waiting_for().is_some_and(|needs| needs <= acked) {
+            self.deferral.claim();
             wake(&self.memory, word::DEVICE_SLEEPS, &self.device_doorbell);
         }
+    }
+
+    /// What the soonest output waits for, wherever it is.
+    fn waiting_for(&self) -> Option<LogOffset> {
+        let held = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
+        let held = (held != u64::MAX).then(|| LogOffset::new(held));
+        held.into_iter().chain(self.deferral.soonest()).min()
     }
 }
 

@@ -172,6 +172,15 @@ impl DevicePort {
         self.staging.flush_orders();
     }
 
+    /// The last `count` orders are a window's, and all of them need `needs`. Frames cannot leave before that, so their
+    /// process is woken by the ack; a disk has reads to begin with.
+    pub(super) fn end_orders(&mut self, needs: LogOffset, count: usize) {
+        match self.kind {
+            DeviceKind::Net => self.staging.defer_orders(needs, count),
+            DeviceKind::Blk => self.flush(),
+        }
+    }
+
     /// Lets the process talk to the outside, everything at once: this host holds its term alone.
     pub fn go_live_alone(&self) {
         let gate = self.gate();

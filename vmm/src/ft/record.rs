@@ -180,6 +180,7 @@ impl Recorder {
     /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are not.
     pub fn drain(&self, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
+        self.ports.iter().for_each(DevicePort::flush);
         let holds = |port: &DevicePort| port.is_alive() && port.gate().snapshot().held > 0;
         while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
@@ -228,10 +229,11 @@ impl Recorder {
         let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else {
             return;
         };
+        let count = kick.heads.len();
         for head in kick.heads {
             port.order(kick.queue, head, needs);
         }
-        port.flush();
+        port.end_orders(needs, count);
     }
 }
 
