@@ -183,7 +183,10 @@ impl Monitor {
                 records: view.log_end.saturating_sub(view.executed),
                 positions: view.lag_positions,
             },
-            held_outputs: gates.iter().map(|gate| gate.held).sum(),
+            held_outputs: gates
+                .iter()
+                .map(|gate| gate.held.saturating_add(gate.unread))
+                .fold(0, u64::saturating_add),
             released_outputs: gates.iter().map(|gate| gate.released).sum(),
             log_bytes: view.log_bytes,
             input_bytes: view.input_bytes,

@@ -181,7 +181,10 @@ impl Recorder {
     pub fn drain(&self, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
         self.ports.iter().for_each(DevicePort::flush);
-        let holds = |port: &DevicePort| port.is_alive() && port.gate().snapshot().held > 0;
+        let holds = |port: &DevicePort| {
+            let gate = port.gate().snapshot();
+            port.is_alive() && gate.held.saturating_add(gate.unread) > 0
+        };
         while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
         }
