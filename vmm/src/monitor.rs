@@ -6,6 +6,7 @@
 use crate::ft::lateness::Lateness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
 use lockstep_protocol::ids::{GuestTime, Position, Term};
+use lockstep_protocol::session::PeerLost;
 use lockstep_staging::gate::{GateWriter, boottime};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,6 +67,7 @@ struct Slow {
     role: Role,
     term: Term,
     connected: bool,
+    lost: Option<String>,
     pair: Option<PairProbe>,
     last_view: PairView,
     devices: Vec<DeviceProbe>,
@@ -81,6 +83,7 @@ impl Monitor {
             role: Role::Starting,
             term: Term::ZERO,
             connected: false,
+            lost: None,
             pair: None,
             last_view: PairView::default(),
             devices: Vec::new(),
@@ -143,6 +146,12 @@ impl Monitor {
         }
     }
 
+    /// The peer counts as lost.
+    pub fn peer_lost(&self, why: &PeerLost) {
+        self.slow().lost = Some(why.to_string());
+        self.note(What::PeerLost);
+    }
+
     /// The device processes of this node.
     pub fn set_devices(&self, devices: Vec<DeviceProbe>) {
         self.slow().devices = devices;
@@ -197,6 +206,7 @@ impl Monitor {
                 node,
                 address,
                 connected: slow.connected,
+                lost: slow.lost.clone(),
                 rtt_us: view.rtt_us,
             }),
             devices: slow.devices.iter().map(describe).collect(),

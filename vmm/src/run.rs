@@ -10,7 +10,7 @@ mod shadow;
 mod start;
 
 use crate::board::clock::HostClock;
-use crate::config::{Config, Guest, Node};
+use crate::config::{Config, DiskMode, Guest, Node};
 use crate::console::{Console, Typed};
 use crate::control;
 use crate::ft::pair;
@@ -138,7 +138,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         },
     };
     let mut processes = spawn::device_processes(&config, &node)?;
-    let ports = connect_ports(&mut processes)?;
+    let ports = connect_ports(&mut processes, &config, !options.alone)?;
     monitor.set_devices(
         processes
             .iter()
@@ -215,10 +215,26 @@ impl Host {
     }
 }
 
-fn connect_ports(processes: &mut [DeviceProcess]) -> anyhow::Result<Vec<DevicePort>> {
+/// Reaches every device process. With `compares_images` it has to say what its own disk image holds.
+fn connect_ports(
+    processes: &mut [DeviceProcess],
+    config: &Config,
+    compares_images: bool,
+) -> anyhow::Result<Vec<DevicePort>> {
+    let is_mirrored = config.vm.disk.is_some_and(|disk| disk.mode == DiskMode::Mirror);
     (0_u8..)
         .zip(processes)
-        .map(|(id, process)| connect_port(DeviceId::new(id), process))
+        .map(|(id, process)| {
+            let port = connect_port(DeviceId::new(id), process, compares_images && is_mirrored)?;
+            if process.kind == DeviceKind::Blk && port.is_mirrored() != is_mirrored {
+                bail!(
+                    "The disk process at {} and the configuration do not agree on how the hosts have the disk; start it \
+                     with the --mode that `vm.disk.mode` says",
+                    process.sockets.staging.display()
+                );
+            }
+            Ok(port)
+        })
         .collect()
 }
 
@@ -228,7 +244,11 @@ const DEVICES_START: Duration = Duration::from_secs(5);
 const DEVICE_LOOK: Duration = Duration::from_millis(2);
 
 /// Reaches a device process that may still be starting. One that ended instead is not waited for.
-fn connect_port(id: DeviceId, process: &mut DeviceProcess) -> anyhow::Result<DevicePort> {
+fn connect_port(
+    id: DeviceId,
+    process: &mut DeviceProcess,
+    compares_images: bool,
+) -> anyhow::Result<DevicePort> {
     let deadline = Instant::now() + DEVICES_START;
     while !process.sockets.staging.exists() && Instant::now() < deadline {
         if process.has_ended() {
@@ -240,11 +260,12 @@ fn connect_port(id: DeviceId, process: &mut DeviceProcess) -> anyhow::Result<Dev
         std::thread::sleep(DEVICE_LOOK);
     }
     let sockets = &process.sockets;
-    Ok(DevicePort::connect(
+    Ok(DevicePort::connect_and_ask(
         id,
         process.kind,
         &sockets.vhost,
         &sockets.staging,
+        compares_images,
     )?)
 }
 

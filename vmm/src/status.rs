@@ -94,6 +94,9 @@ pub struct Peer {
     pub address: String,
     /// Whether the connection stands.
     pub connected: bool,
+    /// Why it was lost, once it is.
+    #[serde(default)]
+    pub lost: Option<String>,
     /// Smoothed round trip of the QUIC connection.
     pub rtt_us: Option<u64>,
 }

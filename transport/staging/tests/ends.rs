@@ -35,6 +35,8 @@ fn device_facts(kind: DeviceKind) -> DeviceFacts {
         kind,
         features: 1 << 32,
         config: vec![2, 0, 0, 0, 0, 1],
+        is_mirrored: false,
+        image: None,
         release: "device 1".into(),
     }
 }
@@ -42,6 +44,7 @@ fn device_facts(kind: DeviceKind) -> DeviceFacts {
 fn vmm_facts(kind: DeviceKind) -> VmmFacts {
     VmmFacts {
         kind,
+        compares_images: false,
         release: "vmm 1".into(),
     }
 }
@@ -70,7 +73,7 @@ fn is_silent(doorbell: &Doorbell) -> bool {
 fn accept(listener: &DeviceListener, facts: &DeviceFacts) -> Result<DeviceEnd, AcceptError> {
     wait_readable(listener);
     listener
-        .accept(facts)
+        .accept(facts.kind, |_| Ok(facts.clone()))
         .map(|end| end.expect("the listener was readable"))
 }
 

@@ -7,7 +7,6 @@ use super::record::{LogSink, PeerLost as NobodyToLogFor};
 use super::replay::LogSource;
 use super::wait::Waker;
 use crate::monitor::{Monitor, PairProbe, PairView};
-use crate::status::What;
 use crate::stop::Stop;
 use bytes::Bytes;
 use lockstep_protocol::ids::{LogOffset, Position, Term};
@@ -148,7 +147,7 @@ impl PrimaryEvents for PublishAcks {
 
     fn peer_lost(&mut self, why: PeerLost) {
         tracing::warn!(%why, "The backup is lost");
-        self.monitor.note(What::PeerLost);
+        self.monitor.peer_lost(&why);
         self.lost.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -342,7 +341,7 @@ impl BackupEvents for NoteLoss {
     fn peer_lost(&mut self, why: PeerLost) {
         tracing::warn!(%why, "The primary is lost");
         self.noticed.store(boottime().as_nanos(), Ordering::Release);
-        self.monitor.note(What::PeerLost);
+        self.monitor.peer_lost(&why);
     }
 }
 

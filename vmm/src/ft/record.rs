@@ -164,6 +164,7 @@ impl Recorder {
 
     /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
     pub fn reissue(&mut self, machine: &Machine) {
+        let mut requests = 0;
         for port in &mut self.ports {
             let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else {
                 continue;
@@ -171,16 +172,22 @@ impl Recorder {
             for (queue, ring) in (0_u16..).zip(device.rings()) {
                 for head in ring.inflight() {
                     port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
+                    requests += 1;
                 }
             }
             port.flush();
         }
+        tracing::info!(requests, "What the lost primary left undone is ordered again");
     }
 
-    /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are not.
-    pub fn drain(&self, limit: Duration) {
+    /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are
+    /// not. An own disk image gets all that the guest has asked for, too: so both hosts' images end equal.
+    pub fn drain(&mut self, machine: &Machine, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
         self.ports.iter().for_each(DevicePort::flush);
+        for port in self.ports.iter_mut().filter(|port| port.is_mirrored()) {
+            port.finish(machine, deadline);
+        }
         let holds = |port: &DevicePort| {
             let gate = port.gate().snapshot();
             port.is_alive() && gate.held.saturating_add(gate.unread) > 0

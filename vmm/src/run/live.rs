@@ -75,7 +75,7 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
 pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     let pair = PrimarySide::connect(
-        start::pair_config(host, &ports, message::Role::Primary, last.term.next())?,
+        start::pair_config(host, &ports, message::Role::Primary, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);
@@ -176,8 +176,8 @@ impl Live {
     }
 
     /// Ends cleanly: the last outputs leave before the process does, and the backup learns why.
-    fn leave(self, host: &Host, ended: Ended) -> Ended {
-        self.recorder.drain(OUTPUTS_LEAVE);
+    fn leave(mut self, host: &Host, ended: Ended) -> Ended {
+        self.recorder.drain(&host.machine, OUTPUTS_LEAVE);
         drop(self.recorder);
         host.monitor.set_pair(None);
         if let Some(pair) = self.pair {

@@ -6,7 +6,7 @@ use crate::board::clock::HostClock;
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
-use crate::ft::replay::{Replayed, Replayer};
+use crate::ft::replay::{ReplayError, Replayed, Replayer};
 use crate::ft::takeover::{Settled, settle};
 use crate::machine::{End, Exit};
 use crate::monitor::{Monitor, unix_ns};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     let pair = BackupSide::listen(
-        start::pair_config(host, &ports, message::Role::Backup, last.term.next())?,
+        start::pair_config(host, &ports, message::Role::Backup, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);
@@ -47,30 +47,49 @@ impl Shadow {
         let mut exit = Exit::default();
         loop {
             let end = exit.end;
-            match self.replayer.window(&mut host.machine, &mut exit)? {
-                Replayed::LogEnds if host.stop.is_asked() => return Ok(self.leave(host)),
-                Replayed::LogEnds => return self.take_over(host, exit),
-                Replayed::Closed => {}
+            match self.replayer.window(&mut host.machine, &mut exit) {
+                Ok(Replayed::LogEnds) if host.stop.is_asked() => {
+                    return Ok(self.leave(host, Parting::Stopped));
+                }
+                Ok(Replayed::LogEnds) => return self.take_over(host, exit),
+                Ok(Replayed::Closed) => {}
+                Err(why) => return Err(self.give_up(host, why)),
             }
             host.observe();
             if let Some(end) = end {
+                self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
             exit = host.machine.step()?;
         }
     }
 
-    fn leave(self, host: &Host) -> Ended {
+    fn leave(self, host: &Host, why: Parting) -> Ended {
         drop(self.replayer);
         host.monitor.set_pair(None);
-        self.pair.goodbye(Parting::Stopped);
+        self.pair.goodbye(why);
         Ended::Stopped
+    }
+
+    /// This host cannot follow any more: the primary learns it at once and goes on alone.
+    fn give_up(self, host: &Host, why: ReplayError) -> anyhow::Error {
+        let term = self.pair.term();
+        self.leave(
+            host,
+            match &why {
+                ReplayError::Diverged(_) => Parting::Failed,
+                ReplayError::Mirror(_) => Parting::DiskFailed,
+            },
+        );
+        host.monitor.note(What::Halted);
+        host.monitor.set_role(Role::Halted, term);
+        why.into()
     }
 
     /// The log is replayed to its end; the window that `exit` opened is still open. Claims, waits out the lease, and
     /// goes live in this very window.
     fn take_over(self, host: &mut Host, mut exit: Exit) -> anyhow::Result<Ended> {
-        let Self { replayer, pair } = self;
+        let Self { mut replayer, pair } = self;
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
@@ -87,6 +106,8 @@ impl Shadow {
             );
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
+        // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
+        replayer.settle()?;
         // The source goes first: the session belongs to one holder when it ends.
         let ports = replayer.into_ports();
         let mut takeover = pair.take_over();

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_protocol::ids::{Holder, LogOffset, Term};
 use lockstep_protocol::log::WindowLimit;
-use lockstep_protocol::message::{Digest, Hello, Role};
+use lockstep_protocol::message::{Digest, Hello, Image, Role};
 use lockstep_protocol::session::Timing;
 use lockstep_protocol::takeover::Verdict;
 use lockstep_quic::identity::{Identity, PinnedPeer};
@@ -104,7 +104,7 @@ pub(super) fn pair_config(
     host: &Host,
     ports: &[DevicePort],
     role: Role,
-    term: Term,
+    last: &LastTerm,
 ) -> anyhow::Result<PairConfig> {
     let address = match role {
         Role::Primary => host.peer.address,
@@ -114,7 +114,7 @@ pub(super) fn pair_config(
         address,
         identity: Identity::load(&host.node.certificate, &host.node.key)?,
         peer: PinnedPeer::load(&host.peer.certificate)?,
-        hello: hello(host, ports, role, term),
+        hello: hello(host, ports, role, last),
         window: WindowLimit {
             bytes: host.config.pair.log_window_bytes,
             ..WindowLimit::default()
@@ -133,19 +133,23 @@ pub(super) fn timing(config: &Config) -> Timing {
     }
 }
 
-fn hello(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> Hello {
+fn hello(host: &Host, ports: &[DevicePort], role: Role, last: &LastTerm) -> Hello {
     Hello {
         version: lockstep_protocol::limits::PROTOCOL_VERSION,
         release: env!("CARGO_PKG_VERSION").into(),
         node: host.node.name.clone(),
         role,
-        term,
+        term: last.term.next(),
         start: LogOffset::ZERO,
         config: Digest::new(
             *blake3::hash(&[host.config.digest(), *host.image.as_bytes()].concat()).as_bytes(),
         ),
         template: Digest::new(*blake3::hash(&host.machine.template()).as_bytes()),
         devices: devices_digest(ports),
+        image: ports.iter().find_map(DevicePort::image).map(|digest| Image {
+            digest: Digest::new(*digest),
+            last_holder: last.holder.as_ref().map(|holder| holder.node.clone()),
+        }),
         timing: timing(&host.config),
     }
 }
