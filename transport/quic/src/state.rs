@@ -149,13 +149,15 @@ impl StateSender {
         &self.theirs
     }
 
-    /// Sends one piece; waits while the spare is behind.
+    /// Sends one piece of a kind that the VMMs agreed on; waits while the spare is behind.
     ///
     /// # Errors
     /// When the spare is gone.
-    pub fn send(&mut self, piece: Bytes) -> Result<(), PairError> {
-        let length = u32::try_from(piece.len()).expect("a piece is a few MiB at most");
-        let head = Bytes::copy_from_slice(&length.to_le_bytes());
+    pub fn send(&mut self, kind: u8, piece: Bytes) -> Result<(), PairError> {
+        let [a, b, c, d] = u32::try_from(piece.len())
+            .expect("a piece is a few MiB at most")
+            .to_le_bytes();
+        let head = Bytes::copy_from_slice(&[a, b, c, d, kind]);
         let address = self.connection.remote_address();
         self.runtime
             .block_on(self.stream.write_all_chunks(&mut [head, piece]))
@@ -226,11 +228,11 @@ impl StateReceiver {
         &self.theirs
     }
 
-    /// The next piece.
+    /// The next piece, and its kind.
     ///
     /// # Errors
     /// When the other host is gone or breaks the rules.
-    pub fn next(&mut self) -> Result<Bytes, PairError> {
+    pub fn next(&mut self) -> Result<(u8, Bytes), PairError> {
         let address = self.connection.remote_address();
         let piece = self.runtime.block_on(read_piece(&mut self.stream));
         piece.map_err(|fault| PairError::of(address, fault))
@@ -299,10 +301,12 @@ async fn greet_source(
     Ok((connection, theirs, control, stream))
 }
 
-async fn read_piece(stream: &mut RecvStream) -> Result<Bytes, StreamFault> {
-    let mut head = [0; 4];
+/// Length, kind, and so many bytes.
+async fn read_piece(stream: &mut RecvStream) -> Result<(u8, Bytes), StreamFault> {
+    let mut head = [0; 5];
     stream.read_exact(&mut head).await?;
-    let length = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
+    let [a, b, c, d, kind] = head;
+    let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
     if length > PIECE_MAX {
         return Err(StreamFault::Said(format!(
             "A piece of {length} bytes, {PIECE_MAX} are allowed"
@@ -310,7 +314,7 @@ async fn read_piece(stream: &mut RecvStream) -> Result<Bytes, StreamFault> {
     }
     let mut piece = BytesMut::zeroed(length);
     stream.read_exact(&mut piece).await?;
-    Ok(piece.freeze())
+    Ok((kind, piece.freeze()))
 }
 
 /// One thread beside the caller's: packets move while the caller looks at pages.
