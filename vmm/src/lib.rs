@@ -32,6 +32,7 @@ pub mod memory;
 pub mod monitor;
 pub mod run;
 pub mod spawn;
+pub mod state;
 pub mod status;
 pub mod stop;
 pub mod vcpu;
