@@ -103,6 +103,14 @@ impl GateWriter {
         self.wake_if_releasable();
     }
 
+    /// A host that was alone gets a backup: outputs wait for acks from `acked` on, and for a lease. Called while the guest
+    /// stands still and nobody else publishes, so that no output is read meanwhile. The lease ends first: whoever reads
+    /// the one word before and the other after it lets nothing out that may not leave.
+    pub fn await_backup(&self, acked: LogOffset) {
+        self.memory.word(word::LEASE_UNTIL).store(0, Ordering::SeqCst);
+        self.memory.word(word::ACKED).store(acked.get(), Ordering::SeqCst);
+    }
+
     /// Changes the mode; the device process is woken whatever it does.
     pub fn set_mode(&self, mode: Mode) {
         self.memory.flag(word::MODE).store(mode as u32, Ordering::SeqCst);

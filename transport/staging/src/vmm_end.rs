@@ -20,11 +20,8 @@ use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
 use crate::gate::{GateWriter, wake};
 use crate::limits::{
-<<<<<<< HEAD
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
-=======
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, IMAGE_PATIENCE, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
->>>>>>> mirror
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, IMAGE_PATIENCE, NET_COMPLETIONS_RING,
+    NET_FRAMES_RING, ORDERS_RING,
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{

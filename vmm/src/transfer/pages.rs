@@ -108,7 +108,8 @@ impl PageEncoder {
     }
 
     fn add_bytes(&mut self, page: Page, bytes: &[u8; PAGE], out: &mut Pages) {
-        self.scratch.resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
+        self.scratch
+            .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
         match lz4_flex::block::compress_into(bytes, &mut self.scratch) {
             Ok(length) if length < PAYS => out.add(page, kind::LZ4, length, &self.scratch[..length]),
             _ => out.add(page, kind::RAW, PAGE, bytes),
@@ -146,7 +147,9 @@ impl Pages {
 
     fn add_zero(&mut self, page: Page) {
         match &mut self.zeros {
-            Some((first, count)) if first.get() + u64::from(*count) == page.get() && *count < u16::MAX => *count += 1,
+            Some((first, count)) if first.get() + u64::from(*count) == page.get() && *count < u16::MAX => {
+                *count += 1
+            }
             _ => {
                 self.end_zeros();
                 self.zeros = Some((page, 1));

@@ -193,7 +193,10 @@ impl Line {
                 Err(CopyError::Over) => return self.progress.forget(),
                 Err(error) => {
                     self.progress.forget();
-                    tracing::warn!(error = &error as &dyn std::error::Error, "A copy failed; the next spare is waited for");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "A copy failed; the next spare is waited for"
+                    );
                 }
             }
         }
@@ -202,9 +205,7 @@ impl Line {
     fn copy(&self, mut spare: StateSender) -> Result<(), CopyError> {
         let (answer, tracked) = sync_channel(1);
         self.ask(Request::Track(answer))?;
-        let Tracked { memory, writes } = tracked
-            .recv_timeout(ANSWER_WAIT)
-            .map_err(|_| CopyError::Over)??;
+        let Tracked { memory, writes } = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
         let mut encoder = PageEncoder::default();
         let mut left: Vec<Page> = pages::all(&memory).collect();
         for _ in 0..ROUNDS_MAX {

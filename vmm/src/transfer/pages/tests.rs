@@ -47,7 +47,11 @@ fn a_page_is_never_taken_for_what_it_held_before() {
     fill(&from, 1, noise(2));
     let bytes = encoded(&mut encoder, &from, [1, 2].map(Page::new).into_iter());
     apply(&bytes, &to).unwrap();
-    assert!([1, 2].iter().all(|page| content(&from, *page) == content(&to, *page)));
+    assert!(
+        [1, 2]
+            .iter()
+            .all(|page| content(&from, *page) == content(&to, *page))
+    );
 }
 
 #[test]
