@@ -19,6 +19,10 @@ pub struct Report {
     pub wrong_replies: u64,
     /// Connections that broke.
     pub broken_connections: u64,
+    /// Acknowledged writes that a guest lacks that was booted anew from the survivor's disk, if one was.
+    pub lost_after_boot: Option<u64>,
+    /// What it has and nobody wrote.
+    pub wrong_after_boot: Option<u64>,
     /// Replies that came while no host could have a term.
     pub leaked_ops: u64,
     /// The longest gap any client saw.

@@ -9,4 +9,5 @@ pub mod network;
 pub mod pair;
 pub mod programs;
 pub mod qemu;
+pub mod redis;
 pub mod seeds;

@@ -1,4 +1,4 @@
-//! A pair of hosts for a story: keys, disk, arbiter directory and configuration in a directory of its own, and nodes as
+//! A pair of hosts for a story: keys, disks, arbiter directory and configuration in a directory of its own, and nodes as
 //! process groups that are gone with their values.
 //!
 //! Stories make one inside [`crate::network::alone`]. What it starts is `lockstep run`, as an operator
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,23 +32,52 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Pair {
     dir: TempDir,
     lockstep: PathBuf,
+    config: String,
 }
 
 impl Pair {
-    /// Lays everything out as it should be; stories break it afterwards.
+    /// Lays everything out as it should be, with one disk for both hosts; stories break it afterwards.
     pub fn new() -> anyhow::Result<Self> {
+        let pair = Self::with(CONFIG.to_owned())?;
+        pair.make_disk("disk.raw")?;
+        Ok(pair)
+    }
+
+    /// The same, but each host has an image of its own: `disk-a.raw` and `disk-b.raw`.
+    pub fn mirrored() -> anyhow::Result<Self> {
+        let mut config = CONFIG.replace("mode = \"shared\"", "mode = \"mirror\"");
+        for node in ["a", "b"] {
+            let run_dir = format!("run_dir = \"{node}\"");
+            let shared = format!("disk = \"disk.raw\"\n{run_dir}");
+            config = config.replace(&shared, &format!("disk = \"disk-{node}.raw\"\n{run_dir}"));
+        }
+        let pair = Self::with(config)?;
+        pair.make_disk("disk-a.raw")?;
+        pair.make_disk("disk-b.raw")?;
+        Ok(pair)
+    }
+
+    fn with(config: String) -> anyhow::Result<Self> {
         ensure!(
             File::options().read(true).write(true).open("/dev/kvm").is_ok(),
             "These stories need a usable /dev/kvm: `lockstep check` names the remedy"
         );
         let lockstep = programs::find("lockstep")?;
         let dir = tempfile::Builder::new().prefix("lockstep-").tempdir()?;
-        let pair = Self { dir, lockstep };
+        let pair = Self {
+            dir,
+            lockstep,
+            config,
+        };
         pair.make_keys("keys", &["a", "b"])?;
-        File::create_new(pair.path("disk.raw"))?.set_len(DISK_BYTES)?;
         fs::create_dir(pair.path("arbiter"))?;
-        fs::write(pair.path("vm.toml"), CONFIG)?;
+        fs::write(pair.path("vm.toml"), &pair.config)?;
         Ok(pair)
+    }
+
+    /// Makes a disk that holds nothing yet.
+    pub fn make_disk(&self, name: &str) -> anyhow::Result<()> {
+        Ok(File::create_new(self.path(name))?.set_len(DISK_BYTES)?)
     }
 
     /// A path in the pair's directory.
@@ -73,9 +102,9 @@ impl Pair {
 
     /// A configuration like the pair's own but for one text in it.
     pub fn changed_config(&self, from: &str, to: &str) -> anyhow::Result<PathBuf> {
-        ensure!(CONFIG.contains(from), "the configuration has no {from:?}");
+        ensure!(self.config.contains(from), "the configuration has no {from:?}");
         let path = self.path("changed.toml");
-        fs::write(&path, CONFIG.replace(from, to))?;
+        fs::write(&path, self.config.replace(from, to))?;
         Ok(path)
     }
 
@@ -86,6 +115,11 @@ impl Pair {
 
     /// Starts a node with a configuration of its own.
     pub fn start_with(&self, config: &Path, node: &str, role: &str) -> anyhow::Result<Node> {
+        self.start_more(config, node, role, &[])
+    }
+
+    /// Starts a node with more arguments of `lockstep run`.
+    pub fn start_more(&self, config: &Path, node: &str, role: &str, more: &[&str]) -> anyhow::Result<Node> {
         let log = self.path(&format!("{node}-{role}.log"));
         let child = Command::new(&self.lockstep)
             .args([
@@ -98,6 +132,7 @@ impl Pair {
                 "--config",
             ])
             .arg(config)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log)?)
@@ -120,12 +155,19 @@ impl Pair {
         let mut a = self.start("a", "primary")?;
         a.wait_until_role("primary")?;
         b.wait_until_role("backup")?;
-        for tap in ["ls-a", "ls-b"] {
-            eventually("a tap", PATIENCE, || Ok(network::has(tap).then_some(())))?;
-            network::plug(tap)?;
-        }
+        plug(&["a", "b"])?;
         Ok((a, b))
     }
+}
+
+/// Puts the taps of these nodes on the bridge, once they are there.
+pub fn plug(nodes: &[&str]) -> anyhow::Result<()> {
+    for node in nodes {
+        let tap = format!("ls-{node}");
+        eventually("a tap", PATIENCE, || Ok(network::has(&tap).then_some(())))?;
+        network::plug(&tap)?;
+    }
+    Ok(())
 }
 
 /// A node: the process group of one `lockstep run`.
@@ -198,6 +240,22 @@ impl Node {
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks it to stop, as an operator would.
+    pub fn stop(&mut self) {
+        // It may have ended already, which is what it is asked for.
+        let _ = kill(self.group, Signal::SIGTERM);
+    }
+
+    /// Sends a signal to one of its device processes, `net` or `blk`.
+    pub fn signal_device(&self, kind: &str, signal: Signal) -> anyhow::Result<()> {
+        let status = self.status().context("The node does not answer")?;
+        let devices = status["devices"].as_array().context("It has no devices")?;
+        let device = devices.iter().find(|device| device["kind"] == kind);
+        let pid = device.and_then(|device| device["pid"].as_i64());
+        let pid = i32::try_from(pid.context("It has no such device")?)?;
+        Ok(kill(Pid::from_raw(pid), signal)?)
     }
 
     /// The power cut.

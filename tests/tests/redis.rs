@@ -1,10 +1,9 @@
 //! Redis's own clients (Debian package redis-tools) against the guest of a protected pair.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
-use std::process::{Command, Output};
-
-use lockstep_tests::network::{self, GUEST};
+use lockstep_tests::network;
 use lockstep_tests::pair::Pair;
+use lockstep_tests::redis::{cli, redis};
 
 #[test]
 fn redis_cli_gets_the_replies_it_knows() {
@@ -86,22 +85,16 @@ fn redis_benchmark_runs_through() {
 
 /// What redis-cli prints for a command, but for blanks at the end.
 fn assert_says(command: &str, wanted: &str) {
-    assert_eq!(cli(command), wanted, "redis-cli {command}");
+    assert_eq!(cli(command).unwrap(), wanted, "redis-cli {command}");
 }
 
 fn assert_contains(command: &str, wanted: &str) {
-    let said = cli(command);
+    let said = cli(command).unwrap();
     assert!(said.contains(wanted), "redis-cli {command} said {said:.400}");
 }
 
-fn cli(command: &str) -> String {
-    let output = redis("redis-cli", &command.split(' ').collect::<Vec<_>>());
-    let said = String::from_utf8(output.stdout).unwrap();
-    said.trim_end().to_owned()
-}
-
 fn benchmark(arguments: &[&str]) -> String {
-    let output = redis("redis-benchmark", &[&["--csv"], arguments].concat());
+    let output = redis("redis-benchmark", &[&["--csv"], arguments].concat(), b"").unwrap();
     assert!(output.status.success(), "redis-benchmark ended: {output:?}");
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(!complaints.to_lowercase().contains("error"), "{complaints}");
@@ -123,14 +116,4 @@ fn assert_measured(csv: &str, tests: &[&str]) {
         .filter(|test| rate(test).is_none_or(|rate| rate <= 0.0))
         .collect();
     assert!(missing.is_empty(), "no rate for {missing:?} in {csv}");
-}
-
-fn redis(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program)
-        .args(["-h", &GUEST.ip().to_string(), "-p", &GUEST.port().to_string()])
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("Cannot start {program} ({error}): it is in the Debian package redis-tools")
-        })
 }

@@ -360,6 +360,7 @@ fn hello(node: &str, role: Role) -> Hello {
         config: Digest::new([0; 32]),
         template: Digest::new([0; 32]),
         devices: Digest::new([0; 32]),
+        image: None,
         timing: Timing {
             heartbeat: Duration::from_millis(20),
             timeout: Duration::from_millis(120),

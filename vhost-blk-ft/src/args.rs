@@ -11,8 +11,8 @@ use crate::disk::{DiskOptions, Sharing};
 /// A virtio disk as a process of its own, for a Lockstep VM or for any other vhost-user front-end.
 ///
 /// Without --staging it is an ordinary vhost-user-blk back-end: QEMU and cloud-hypervisor can use it. With --staging it
-/// serves a protected VM: it hands what it reads to the VMM instead of writing it to guest memory, and it holds every
-/// write until the backup host has the input that caused it.
+/// serves a protected VM: it hands what it reads to the VMM instead of writing it to guest memory. It holds every write
+/// to a shared disk until the backup host has the input that caused it; a mirrored disk is written by both hosts at once.
 ///
 /// It serves one front-end after the other until it gets SIGTERM or SIGINT, or only one with --once.
 #[derive(Clone, Debug, Parser)]
@@ -52,6 +52,8 @@ pub struct Args {
 pub enum Mode {
     /// Both see the same disk; only the host that is live writes
     Shared,
+    /// Each has an image of its own; both write what the guest writes
+    Mirror,
 }
 
 const EXAMPLES: &str = "\
@@ -59,6 +61,7 @@ Examples:
   truncate -s 1G disk.img
   vhost-blk-ft --socket blk.sock --disk disk.img
   vhost-blk-ft --socket blk.sock --staging blk-staging.sock --disk /dev/shared
+  vhost-blk-ft --socket blk.sock --staging blk-staging.sock --disk disk.img --mode mirror
 
 RUST_LOG=debug says more on standard error.";
 
@@ -67,6 +70,7 @@ impl Args {
     pub fn disk_options(&self) -> DiskOptions {
         let sharing = match (&self.staging, self.mode) {
             (Some(_), Mode::Shared) => Sharing::Shared,
+            (Some(_), Mode::Mirror) => Sharing::Mirrored,
             (None, _) => Sharing::Alone,
         };
         DiskOptions {
@@ -101,11 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn a_process_for_a_protected_vm_shares_its_disk() {
+    fn a_process_for_a_protected_vm_shares_or_mirrors_its_disk() {
         let args = |more: &[&str]| {
             Args::parse_from([&["vhost-blk-ft", "--socket", "s", "--disk", "d"], more].concat())
         };
         assert_eq!(args(&["--staging", "p"]).disk_options().sharing, Sharing::Shared);
+        let mirrored = args(&["--staging", "p", "--mode", "mirror"]);
+        assert_eq!(mirrored.disk_options().sharing, Sharing::Mirrored);
         assert_eq!(args(&[]).disk_options().sharing, Sharing::Alone);
     }
 

@@ -8,8 +8,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use lockstep_staging::{DeviceEnd, DeviceFacts, DeviceKind, DeviceListener, StageError};
+use lockstep_staging::{
+    DeviceEnd, DeviceFacts, DeviceKind, DeviceListener, ImageDigest, StageError, VmmFacts,
+};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VringEpollHandler};
 use vm_memory::GuestAddressSpace;
@@ -18,6 +21,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::complete::Failures;
 use crate::disk::Disk;
+use crate::image;
 use crate::limits::{PUMP_ROUNDS, QUEUE_SIZE_MAX, QUEUES};
 use crate::offer::{self, Service};
 use crate::plain;
@@ -233,7 +237,7 @@ impl Staging {
         if self.session.is_some() {
             return self.listener.refuse("This disk has a VMM already");
         }
-        match self.listener.accept(&facts(disk)) {
+        match self.listener.accept(DeviceKind::Blk, |vmm| facts(disk, vmm)) {
             Ok(Some(end)) => {
                 tracing::info!(release = end.vmm_release(), "A VMM has connected");
                 self.begin_session(end);
@@ -278,13 +282,28 @@ impl Session {
     }
 }
 
-fn facts(disk: &Disk) -> DeviceFacts {
-    DeviceFacts {
+/// What a VMM is told of the disk, or why it cannot have it.
+fn facts(disk: &Disk, vmm: &VmmFacts) -> Result<DeviceFacts, String> {
+    let image = match vmm.compares_images && disk.is_mirrored() {
+        false => None,
+        true => Some(digest(disk).map_err(|error| format!("The disk image cannot be read: {error}"))?),
+    };
+    Ok(DeviceFacts {
         kind: DeviceKind::Blk,
         features: offer::features(disk, Service::Protected),
         config: offer::config(disk),
+        is_mirrored: disk.is_mirrored(),
+        image,
         release: env!("CARGO_PKG_VERSION").to_owned(),
-    }
+    })
+}
+
+fn digest(disk: &Disk) -> io::Result<ImageDigest> {
+    tracing::info!("The image is read, to be compared with the other host's");
+    let begin = Instant::now();
+    let digest = image::digest(disk)?;
+    tracing::info!(seconds = begin.elapsed().as_secs_f64(), "The image was read");
+    Ok(digest)
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, wake: StagingWake) -> io::Result<()> {

@@ -23,7 +23,7 @@ impl Failures {
     pub fn status_of(&mut self, doing: &'static str, outcome: io::Result<()>) -> Status {
         let Err(error) = outcome else { return Status::Ok };
         if self.reported.insert(error.raw_os_error().unwrap_or(0)) {
-            tracing::warn!(doing, %error, "The disk failed; the guest sees an I/O error, and this is said once");
+            tracing::warn!(doing, %error, "The disk failed; whoever asked gets an I/O error, and this is said once");
         }
         Status::IoError
     }

@@ -6,6 +6,7 @@
 //!   backend   every wake-up, and where it leads
 //!   plain     a kick of any vhost-user front-end: served at once     ┐
 //!   submit    an order of our VMM: answered, or held and then issued ┤
+//!   held      what waits, and whether it may be issued               │
 //!   chain     descriptors -> segments                                │ both go
 //!   request   segments -> what the guest asks for, checked           │ through
 //!   disk      the file or device, one system call at a time          │ these
@@ -13,9 +14,10 @@
 //!   complete  what an answer says                                    │
 //!   sink      where an answer goes: guest memory, or the staging ring┘
 //!   inflight  which orders are taken and not completed
+//!   image     what a mirrored disk holds, to be compared with the other host's
 //! ```
 //!
-//! In a protected VM this process never writes guest memory, and never changes the disk before the gate lets it.
+//! In a protected VM this process never writes guest memory, and never changes a shared disk before the gate lets it.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -24,6 +26,8 @@ pub mod chain;
 pub mod change;
 pub mod complete;
 pub mod disk;
+pub mod held;
+pub mod image;
 pub mod inflight;
 pub mod limits;
 pub mod offer;

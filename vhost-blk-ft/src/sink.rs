@@ -4,7 +4,7 @@
 //! Called by `submit.rs`. In a protected VM nothing here, nor anywhere in this process, writes guest memory.
 
 use lockstep_protocol::{Head, QueueIndex};
-use lockstep_staging::{DeviceEnd, StageError};
+use lockstep_staging::{DeviceEnd, Mirrored, StageError};
 use thiserror::Error;
 use vhost_user_backend::{VringRwLock, VringT};
 use vm_memory::{
@@ -65,6 +65,11 @@ pub fn stage(
 /// Stages "done, nothing written" for a chain that cannot be answered.
 pub fn stage_empty(end: &mut DeviceEnd, ticket: Ticket) -> Result<(), StageError> {
     end.stage_completion_bytes(ticket.queue, ticket.head, &[])
+}
+
+/// Stages what a backup's process says of a request that it mirrored.
+pub fn stage_mirrored(end: &mut DeviceEnd, ticket: Ticket, mirrored: &Mirrored) -> Result<(), StageError> {
+    end.stage_completion_bytes(ticket.queue, ticket.head, &[&mirrored.to_bytes()])
 }
 
 /// Answers one request of a plain front-end.

@@ -1,21 +1,28 @@
 //! From an order to the disk: the requests of a protected VM, which are held until they may be issued.
 //!
-//! Called by `backend.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and are answered at once; whatever changes the disk is an
-//! output and waits in the outbox. `may_issue` is asked right before every system call that changes a shared disk,
-//! and nowhere else is that decided.
+//! Called by `backend.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and
+//! are answered at once; whatever changes a shared disk is an output and waits in the outbox. `may_issue` is asked right
+//! before every system call that changes a shared disk, and nowhere else is that decided (`held.rs`).
+//!
+//! A mirrored disk is this host's own, nobody outside sees it: its changes go through the same outbox and never wait
+//! there. A backup's process mirrors: it changes its image as the guest asks, in the same order, and says `Mirrored` where a
+//! primary's would answer. What only asks is not executed there; the answer comes in the log.
 
 use std::collections::VecDeque;
+use std::io;
 
 use lockstep_protocol::{LogOffset, Outbox, OutboxLimit};
-use lockstep_staging::{DeviceEnd, Mode, Order, StageError, boottime};
+use lockstep_staging::mirrored::MIRRORED_BYTES_MAX;
+use lockstep_staging::{DeviceEnd, Mirrored, Mode, Order, StageError, boottime};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 
 use crate::chain::{Chain, Table};
-use crate::change::{Change, Progress};
+use crate::change::Change;
 use crate::complete::{Failures, fill, write_padded};
 use crate::disk::Disk;
+use crate::held::{self, Held, Work};
 use crate::inflight::Inflight;
 use crate::limits::TRANSFER_MAX;
 use crate::payload::Payload;
@@ -25,7 +32,7 @@ use crate::sink::{self, Memory, Ring, Ticket};
 /// The requests of one protected VM, from order to completion. Dropping it drops what it holds.
 #[derive(Debug)]
 pub struct Submit {
-    /// Taken, not looked at yet: the outbox or the staging ring is full, or this is a backup.
+    /// Taken, not looked at yet: the outbox or the staging ring is full, or this is the backup of a shared disk.
     waiting: VecDeque<Order>,
     held: Outbox<Held>,
     /// Released and begun, not complete.
@@ -33,21 +40,6 @@ pub struct Submit {
     inflight: Inflight,
     failures: Failures,
     mode: Mode,
-}
-
-/// An output and what it takes to complete it.
-#[derive(Debug)]
-struct Held {
-    ticket: Ticket,
-    reply: Reply,
-    needs: LogOffset,
-    work: Work,
-}
-
-#[derive(Debug)]
-enum Work {
-    Change(Change),
-    Flush,
 }
 
 /// Whether a request went on or has to wait for room.
@@ -78,12 +70,14 @@ impl Submit {
         memory: Option<&Memory>,
         rings: &[Ring],
     ) -> Result<(), StageError> {
-        self.follow(end.mode(), disk);
         self.collect(end)?;
+        // After the orders: one that was given in another mode than the one before finds that mode here.
+        self.change_mode(end.mode(), disk);
         // Whatever comes of it, the gate was seen: only a change after this keeps us from sleeping.
         end.gate();
-        match (self.mode, memory) {
-            (Mode::Live, Some(memory)) => {
+        let works = self.mode == Mode::Live || self.mirrors(disk);
+        match memory {
+            Some(memory) if works => {
                 while self.take_all(end, disk, memory, rings)? | self.issue_all(end, disk)? {}
             }
             // Nobody waits for room any more; asking for little of it takes an earlier complaint back.
@@ -103,11 +97,16 @@ impl Submit {
         )
     }
 
+    /// Is this a backup's process with an image of its own?
+    fn mirrors(&self, disk: &Disk) -> bool {
+        self.mode == Mode::Quiet && disk.is_mirrored()
+    }
+
     /// What the VMM wants of us. A host that halted stays halted, whatever is said afterwards.
-    fn follow(&mut self, mode: Mode, disk: &Disk) {
+    fn change_mode(&mut self, mode: Mode, disk: &Disk) {
         match (self.mode, mode) {
             (Mode::Halted, _) => {}
-            (Mode::Quiet, Mode::Live) => disk.forget_cached(),
+            (Mode::Quiet, Mode::Live) if !disk.is_mirrored() => disk.forget_cached(),
             (_, Mode::Halted) => {
                 let dropped = self.held.discard() + usize::from(self.issuing.take().is_some());
                 self.waiting.clear();
@@ -191,6 +190,10 @@ impl Submit {
                     }
                 }
             }
+            // Storage may take a discard for mere advice, and two images would differ afterwards.
+            Command::Discard(extents) if disk.is_mirrored() => {
+                Work::Change(Change::write_zeroes(extents, true))
+            }
             Command::Discard(extents) => Work::Change(Change::discard(extents)),
             Command::WriteZeroes { extents, unmap } => Work::Change(Change::write_zeroes(extents, unmap)),
             Command::Flush => return self.flush(end, disk, ticket, reply),
@@ -207,11 +210,7 @@ impl Submit {
     }
 
     fn hold(&mut self, held: Held) -> Took {
-        let weight = match &held.work {
-            Work::Change(change) => change.weight(),
-            Work::Flush => 0,
-        };
-        match self.held.hold(held.needs, weight, held) {
+        match self.held.hold(held.needs, held.weight(), held) {
             Ok(()) => Took::It,
             Err(_) => Took::NoRoom,
         }
@@ -233,15 +232,14 @@ impl Submit {
                 work: Work::Flush,
             }));
         }
-        if !end.has_room_for_completion(reply.length as usize)? {
+        if !end.has_room_for_completion(self.room_for(&reply))? {
             return Ok(Took::NoRoom);
         }
-        let status = self.failures.status_of("flushing", disk.flush());
-        self.finish(end, ticket, &reply, status)?;
+        self.finish(end, ticket, &reply, disk.flush())?;
         Ok(Took::It)
     }
 
-    /// Answers what needs nobody's leave.
+    /// Answers what needs nobody's leave. On a backup the answer comes in the log.
     fn answer(
         &mut self,
         end: &mut DeviceEnd,
@@ -253,9 +251,13 @@ impl Submit {
         if !end.has_room_for_completion(reply.length as usize)? {
             return Ok(Took::NoRoom);
         }
-        sink::stage(end, ticket, reply, |room| {
-            fill(disk, &mut self.failures, command, room)
-        })?;
+        if self.mirrors(disk) {
+            sink::stage_mirrored(end, ticket, &Mirrored::Nothing)?;
+        } else {
+            sink::stage(end, ticket, reply, |room| {
+                fill(disk, &mut self.failures, command, room)
+            })?;
+        }
         self.inflight.complete(ticket);
         Ok(Took::It)
     }
@@ -265,23 +267,35 @@ impl Submit {
         let mut any = false;
         loop {
             if self.issuing.is_none() {
-                let gate = end.gate();
+                let gate = held::gate_of(end, disk);
                 self.issuing = self.held.poll_release(&gate, boottime());
             }
-            let Some(held) = &mut self.issuing else {
+            let Some(mut held) = self.issuing.take() else {
                 return Ok(any);
             };
-            if !end.has_room_for_completion(held.reply.length as usize)? {
-                return Ok(any);
-            }
-            let Some(status) = issue(end, disk, &mut self.failures, held) else {
+            let room = self.room_for(&held.reply);
+            let outcome = match end.has_room_for_completion(room)? {
+                true => held.issue(end, disk),
+                false => None,
+            };
+            let Some(outcome) = outcome else {
+                self.issuing = Some(held);
                 return Ok(any);
             };
-            if let Some(Held { ticket, reply, .. }) = self.issuing.take() {
-                self.finish(end, ticket, &reply, status)?;
+            self.finish(end, held.ticket, &held.reply, outcome)?;
+            // What changes on an image of one's own leaves nowhere.
+            if !disk.is_mirrored() {
                 end.count_released(1);
             }
             any = true;
+        }
+    }
+
+    /// How long an answer without data may be.
+    fn room_for(&self, reply: &Reply) -> usize {
+        match self.mode {
+            Mode::Quiet => MIRRORED_BYTES_MAX,
+            Mode::Live | Mode::Halted => reply.length as usize,
         }
     }
 
@@ -291,39 +305,23 @@ impl Submit {
         end: &mut DeviceEnd,
         ticket: Ticket,
         reply: &Reply,
-        status: Status,
+        outcome: io::Result<()>,
     ) -> Result<(), StageError> {
-        sink::stage(end, ticket, reply, |room| {
-            write_padded(room, &[]);
-            status
-        })?;
+        let mirrored = match &outcome {
+            Ok(()) => Mirrored::Done,
+            Err(error) => Mirrored::Failed(error.to_string()),
+        };
+        let status = self.failures.status_of("writing", outcome);
+        if self.mode == Mode::Quiet {
+            sink::stage_mirrored(end, ticket, &mirrored)?;
+        } else {
+            sink::stage(end, ticket, reply, |room| {
+                write_padded(room, &[]);
+                status
+            })?;
+        }
         self.inflight.complete(ticket);
         Ok(())
-    }
-}
-
-/// THE question before a shared disk changes: is everything that this output needs acked, and is it still our term?
-/// The gate is read first and the clock after it, so a lease is never taken for longer than it was.
-fn may_issue(end: &mut DeviceEnd, needs: LogOffset) -> bool {
-    let gate = end.gate();
-    gate.lets(needs, boottime())
-}
-
-/// Goes on with an output until it is complete; `None` when it has to stop first.
-fn issue(end: &mut DeviceEnd, disk: &mut Disk, failures: &mut Failures, held: &mut Held) -> Option<Status> {
-    loop {
-        if !may_issue(end, held.needs) {
-            return None;
-        }
-        let outcome = match &mut held.work {
-            Work::Change(change) => change.step(disk),
-            Work::Flush => disk.flush().map(|()| Progress::Done),
-        };
-        match outcome {
-            Ok(Progress::More) => {}
-            Ok(Progress::Done) => return Some(Status::Ok),
-            Err(error) => return Some(failures.status_of("writing", Err(error))),
-        }
     }
 }
 

@@ -172,7 +172,7 @@ fn a_socket_in_use_is_not_taken_away() {
 
 #[test]
 fn a_full_file_system_fails_writes_loses_nothing_and_takes_writes_again() {
-    let device = Device::start_on_a_small_file_system(false);
+    let device = Device::start_on_a_small_file_system(false, &[]);
     let mut front_end = device.front_end();
     let mut guest = Guest::new();
     guest.attach(&mut front_end, true);

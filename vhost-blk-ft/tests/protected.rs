@@ -6,101 +6,11 @@ mod world;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lockstep_protocol::{Head, Instant, LogOffset, QueueIndex};
-use lockstep_staging::{
-    ConnectError, DeviceFacts, DeviceKind, GateWriter, Mode, Order, Staged, VmmEnd, VmmFacts, boottime,
-};
+use lockstep_protocol::{Instant, LogOffset};
+use lockstep_staging::{Mode, boottime};
 use vhost::vhost_user::Frontend;
-use world::{Device, FLUSH, GET_ID, Guest, HEADS, IN, OUT, PATIENCE, eventually};
-
-/// The VMM of a protected VM, as far as a disk can see it.
-struct Vmm {
-    end: VmmEnd,
-    gate: GateWriter,
-    guest: Guest,
-    facts: DeviceFacts,
-    _front_end: Frontend,
-}
-
-const QUEUE: QueueIndex = QueueIndex::ZERO;
-
-impl Vmm {
-    fn connect(device: &Device) -> Self {
-        Self::connect_at(device.folder.path(), device.front_end())
-    }
-
-    fn connect_at(folder: &std::path::Path, mut front_end: Frontend) -> Self {
-        let (end, facts) = staging(folder).unwrap();
-        let guest = Guest::new();
-        guest.attach(&mut front_end, false);
-        let gate = end.gate();
-        Self {
-            end,
-            gate,
-            guest,
-            facts,
-            _front_end: front_end,
-        }
-    }
-
-    /// A primary whose backup has acked this much, with a lease that does not end.
-    fn live(device: &Device, acked: u64) -> Self {
-        let vmm = Self::connect(device);
-        vmm.gate.publish_acked(LogOffset::new(acked));
-        vmm.gate.publish_lease(Instant::FOREVER);
-        vmm.gate.set_mode(Mode::Live);
-        vmm
-    }
-
-    fn order(&mut self, first: u16, needs: u64) {
-        let order = Order {
-            queue: QUEUE,
-            head: Head::new(first),
-            needs: LogOffset::new(needs),
-        };
-        self.end.push_order(order).unwrap();
-        self.end.flush_orders();
-    }
-
-    fn write(&mut self, head: u16, sector: u64, content: &[u8], needs: u64) -> u16 {
-        let first = self.guest.request(head, OUT, sector, content, 0);
-        self.order(first, needs);
-        first
-    }
-
-    /// The next completion: whose, and its bytes.
-    fn completion(&mut self) -> (u16, Vec<u8>) {
-        let mut bytes = Vec::new();
-        let staged = eventually("a completion", || self.end.pop_completion(&mut bytes).unwrap());
-        match staged {
-            Staged::Completion { queue: QUEUE, head } => (head.get(), bytes),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A read makes its way through the device: everything before it was looked at.
-    fn read(&mut self, head: u16, sector: u64) -> Vec<u8> {
-        let first = self.guest.request(head, IN, sector, &[], 512);
-        self.order(first, 0);
-        let (who, mut bytes) = self.completion();
-        assert_eq!((who, bytes.pop()), (first, Some(0)));
-        bytes
-    }
-
-    fn wait_for_held(&self, count: u64) {
-        eventually("outputs to be held", || {
-            (self.gate.snapshot().held == count).then_some(())
-        });
-    }
-}
-
-fn staging(folder: &std::path::Path) -> Result<(VmmEnd, DeviceFacts), ConnectError> {
-    let facts = VmmFacts {
-        kind: DeviceKind::Blk,
-        release: "test".to_owned(),
-    };
-    VmmEnd::connect(&folder.join("staging.sock"), &facts, PATIENCE)
-}
+use world::vmm::{Vmm, staging};
+use world::{Device, FLUSH, GET_ID, HEADS, IN, OUT, PATIENCE, eventually};
 
 #[test]
 fn a_read_is_answered_at_once_and_guest_memory_stays_as_it_was() {
@@ -255,7 +165,7 @@ fn a_request_that_is_wrong_is_completed_all_the_same() {
 
 #[test]
 fn a_write_that_finds_the_file_system_full_is_completed_with_an_error_and_the_next_one_goes_on() {
-    let device = Device::start_on_a_small_file_system(true);
+    let device = Device::start_on_a_small_file_system(true, &[]);
     let mut vmm = Vmm::live(&device, u64::MAX);
     let fits = vmm.write(0, 0, &[0xaa; 4096], 0);
     let too_much: Vec<u16> = (1..3)

@@ -251,7 +251,7 @@ impl Device {
     }
 
     fn accept(&self, listener: &DeviceListener) -> Result<Option<Session>, AcceptError> {
-        let Some(end) = listener.accept(&self.facts)? else {
+        let Some(end) = listener.accept(self.facts.kind, |_| Ok(self.facts.clone()))? else {
             return Ok(None);
         };
         let session = Session::new(end, self.mac)?;

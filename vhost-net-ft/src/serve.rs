@@ -57,6 +57,8 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
         kind: DeviceKind::Net,
         features: device_features(tap.features(), args.mac),
         config: device_config(args.mac),
+        is_mirrored: false,
+        image: None,
         release: concat!("vhost-net-ft ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     // Before any thread is started, so that every thread leaves signals to the one that waits for them.

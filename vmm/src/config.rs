@@ -110,6 +110,8 @@ pub struct Disk {
 pub enum DiskMode {
     /// Both hosts reach the same bytes; a write is an output.
     Shared,
+    /// Each host has an image of its own, and both execute the guest's writes.
+    Mirror,
 }
 
 /// Timing and bounds of the pair.
@@ -157,7 +159,7 @@ pub struct Node {
     pub key: PathBuf,
     /// Its tap, if the VM has a network interface.
     pub tap: Option<String>,
-    /// Its disk file or block device, if the VM has a disk.
+    /// Its disk file or block device, if the VM has a disk: its own image of it, if the disk is mirrored.
     pub disk: Option<PathBuf>,
     /// Where its sockets live.
     pub run_dir: PathBuf,

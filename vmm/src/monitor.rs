@@ -5,7 +5,9 @@
 
 use crate::ft::lateness::Lateness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
+use crate::transfer::progress::Progress;
 use lockstep_protocol::ids::{GuestTime, Position, Term};
+use lockstep_protocol::session::PeerLost;
 use lockstep_staging::gate::{GateWriter, boottime};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,6 +60,7 @@ pub struct Monitor {
     guest_time: AtomicU64,
     longest_run_us: AtomicU64,
     longest_wait_us: AtomicU64,
+    copying: Arc<Progress>,
     slow: Mutex<Slow>,
 }
 
@@ -66,6 +69,7 @@ struct Slow {
     role: Role,
     term: Term,
     connected: bool,
+    lost: Option<String>,
     pair: Option<PairProbe>,
     last_view: PairView,
     devices: Vec<DeviceProbe>,
@@ -81,6 +85,7 @@ impl Monitor {
             role: Role::Starting,
             term: Term::ZERO,
             connected: false,
+            lost: None,
             pair: None,
             last_view: PairView::default(),
             devices: Vec::new(),
@@ -96,6 +101,7 @@ impl Monitor {
             guest_time: AtomicU64::new(0),
             longest_run_us: AtomicU64::new(0),
             longest_wait_us: AtomicU64::new(0),
+            copying: Arc::default(),
             slow: Mutex::new(slow),
         });
         monitor.note(What::Started);
@@ -115,6 +121,11 @@ impl Monitor {
             .store(micros(lateness.longest_run), Ordering::Relaxed);
         self.longest_wait_us
             .store(micros(lateness.longest_wait), Ordering::Relaxed);
+    }
+
+    /// Where a copy of the VM counts how far it is.
+    pub fn copying(&self) -> &Arc<Progress> {
+        &self.copying
     }
 
     /// The node plays another part from now on.
@@ -141,6 +152,12 @@ impl Monitor {
             What::PeerLost => slow.connected = false,
             _ => {}
         }
+    }
+
+    /// The peer counts as lost.
+    pub fn peer_lost(&self, why: &PeerLost) {
+        self.slow().lost = Some(why.to_string());
+        self.note(What::PeerLost);
     }
 
     /// The device processes of this node.
@@ -183,7 +200,10 @@ impl Monitor {
                 records: view.log_end.saturating_sub(view.executed),
                 positions: view.lag_positions,
             },
-            held_outputs: gates.iter().map(|gate| gate.held).sum(),
+            held_outputs: gates
+                .iter()
+                .map(|gate| gate.held.saturating_add(gate.unread))
+                .fold(0, u64::saturating_add),
             released_outputs: gates.iter().map(|gate| gate.released).sum(),
             log_bytes: view.log_bytes,
             input_bytes: view.input_bytes,
@@ -194,6 +214,7 @@ impl Monitor {
                 node,
                 address,
                 connected: slow.connected,
+                lost: slow.lost.clone(),
                 rtt_us: view.rtt_us,
             }),
             devices: slow.devices.iter().map(describe).collect(),
@@ -202,6 +223,7 @@ impl Monitor {
             guest_time_ns: self.guest_time.load(Ordering::Relaxed),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             takeover: slow.takeover.clone(),
+            copy: self.copying.shown(),
             events: slow.events.clone(),
         }
     }

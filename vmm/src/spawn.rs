@@ -3,7 +3,7 @@
 //! The run loop calls it before the machine is built. Somebody else's device processes (named by their sockets in the
 //! configuration) are left alone. Nothing here speaks their protocols.
 
-use crate::config::{Config, DeviceSockets, Node};
+use crate::config::{Config, DeviceSockets, DiskMode, Node};
 use crate::virtio::mmio::DeviceKind;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ pub fn device_processes(config: &Config, node: &Node) -> Result<Vec<DeviceProces
             }
         });
     }
-    if config.vm.disk.is_some() {
+    if let Some(vm_disk) = &config.vm.disk {
         processes.push(match &node.blk_process {
             Some(sockets) => foreign(DeviceKind::Blk, sockets),
             None => {
@@ -87,10 +87,14 @@ pub fn device_processes(config: &Config, node: &Node) -> Result<Vec<DeviceProces
                     .disk
                     .as_ref()
                     .ok_or_else(|| SpawnError::Missing(node.name.to_string(), "disk"))?;
+                let mode = match vm_disk.mode {
+                    DiskMode::Shared => "shared",
+                    DiskMode::Mirror => "mirror",
+                };
                 start(
                     DeviceKind::Blk,
                     node,
-                    &["--disk", &disk.to_string_lossy(), "--mode", "shared"],
+                    &["--disk", &disk.to_string_lossy(), "--mode", mode],
                 )?
             }
         });

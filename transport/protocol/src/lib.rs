@@ -25,7 +25,7 @@ pub use ids::{
     DeviceId, GuestTime, Head, Holder, Incarnation, LogOffset, NodeName, Position, QueueIndex, Term,
 };
 pub use log::WindowLimit;
-pub use message::{Ack, Digest, Foreign, Heartbeat, Hello, Message, Refusal, Role, Sentence};
+pub use message::{Ack, Digest, Foreign, Heartbeat, Hello, Image, Message, Refusal, Role, Sentence};
 pub use outbox::{Full, Gate, Outbox, OutboxLimit};
 pub use primary::{AckFault, HeartbeatFault, Primary};
 pub use record::{Input, Record};

@@ -92,5 +92,8 @@ const _: () = assert!(
     SLOW_FULL_RECORDS < LOG_WINDOW_RECORDS,
     "the primary is slowed before it is stopped"
 );
-const _: () = assert!(MAX_RELEASE + MAX_NODE_NAME + 256 < MAX_MESSAGE, "a hello fits");
+const _: () = assert!(
+    MAX_RELEASE + 2 * MAX_NODE_NAME + 256 < MAX_MESSAGE,
+    "a hello fits"
+);
 const _: () = assert!(MAX_SENTENCE + 16 < MAX_MESSAGE, "a sentence fits");

@@ -1,6 +1,8 @@
 //! What peers say to each other besides the log: hello, refusal, ack, heartbeat, goodbye. Their meaning is
 //! here, their bytes are in `codec`. The machines make and judge them; nothing here sends anything.
 
+mod image;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,8 @@ use crate::ids::{LogOffset, NodeName, Position, Term};
 use crate::limits::MAX_SENTENCE;
 use crate::session::{Parting, Timing};
 use crate::time::Instant;
+
+pub use image::{CopyAdvice, Image, ShownImage};
 
 /// Everything that is said on a control, ack or heartbeat stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +100,8 @@ pub struct Hello {
     pub template: Digest,
     /// Over the devices and their features.
     pub devices: Digest,
+    /// What this host's own image of a mirrored disk holds; absent where the hosts share the disk, or have none.
+    pub image: Option<Image>,
     /// The pair's timing.
     pub timing: Timing,
 }
@@ -146,6 +152,9 @@ pub enum Refusal {
     /// Their devices differ in kind, order or features.
     #[error("Host {0} and host {1} have different devices or device features ({2} and {3})")]
     Devices(NodeName, NodeName, Digest, Digest),
+    /// Each has its own image of the disk, and the images differ.
+    #[error("Host {0} and host {1} have different disk images ({2} and {3}): {4}")]
+    Images(NodeName, NodeName, ShownImage, ShownImage, CopyAdvice),
     /// Their timings differ.
     #[error("Host {0} and host {1} have different heartbeat, time-out or lease: use the same file on both")]
     Timing(NodeName, NodeName),
@@ -181,6 +190,9 @@ impl Hello {
         }
         if ours.template != theirs.template {
             return Err(Refusal::Template(us, them, ours.template, theirs.template));
+        }
+        if let Some(refusal) = image::check(ours, theirs) {
+            return Err(refusal);
         }
         if ours.devices != theirs.devices {
             return Err(Refusal::Devices(us, them, ours.devices, theirs.devices));

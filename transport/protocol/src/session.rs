@@ -92,6 +92,8 @@ pub enum Parting {
     Stopped,
     /// It cannot go on.
     Failed,
+    /// Its own disk image does not follow any more.
+    DiskFailed,
 }
 
 /// How a peer was lost. Within a term a lost peer never comes back.
@@ -116,6 +118,7 @@ fn parting(why: Parting) -> &'static str {
         Parting::PowerOff => "the guest switched its machine off",
         Parting::Stopped => "it was asked to stop",
         Parting::Failed => "it cannot go on",
+        Parting::DiskFailed => "its own disk failed",
     }
 }
 

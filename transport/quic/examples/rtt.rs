@@ -184,6 +184,7 @@ fn hello(node: &str, role: Role) -> Result<Hello, Failure> {
         config: Digest::new([1; 32]),
         template: Digest::new([2; 32]),
         devices: Digest::new([3; 32]),
+        image: None,
         // A loaded machine is no dead one.
         timing: Timing {
             timeout: Duration::from_secs(2),

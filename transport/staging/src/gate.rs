@@ -58,8 +58,10 @@ pub struct GateSnapshot {
     pub mode: Mode,
     /// The smallest log offset that a held output waits for, or an order that the device process sleeps through.
     pub waiting_for: Option<LogOffset>,
-    /// How many outputs the device process says it holds, and orders that it has not read.
+    /// How many outputs the device process says it holds.
     pub held: u64,
+    /// How many orders it has not read: outputs are among them.
+    pub unread: u64,
     /// How many it says it has released since set-up.
     pub released: u64,
 }
@@ -101,6 +103,14 @@ impl GateWriter {
         self.wake_if_releasable();
     }
 
+    /// A host that was alone gets a backup: outputs wait for acks from `acked` on, and for a lease. Called while the guest
+    /// stands still and nobody else publishes, so that no output is read meanwhile. The lease ends first: whoever reads
+    /// the one word before and the other after it lets nothing out that may not leave.
+    pub fn await_backup(&self, acked: LogOffset) {
+        self.memory.word(word::LEASE_UNTIL).store(0, Ordering::SeqCst);
+        self.memory.word(word::ACKED).store(acked.get(), Ordering::SeqCst);
+    }
+
     /// Changes the mode; the device process is woken whatever it does.
     pub fn set_mode(&self, mode: Mode) {
         self.memory.flag(word::MODE).store(mode as u32, Ordering::SeqCst);
@@ -109,16 +119,12 @@ impl GateWriter {
 
     /// What stands there now.
     pub fn snapshot(&self) -> GateSnapshot {
-        let unread = entries_of(&self.memory, Which::Orders, size_of::<OrderBytes>());
         GateSnapshot {
             gate: read_gate(&self.memory),
             mode: read_mode(&self.memory),
             waiting_for: self.waiting_for(),
-            held: self
-                .memory
-                .word(word::HELD)
-                .load(Ordering::Relaxed)
-                .saturating_add(unread),
+            held: self.memory.word(word::HELD).load(Ordering::Relaxed),
+            unread: entries_of(&self.memory, Which::Orders, size_of::<OrderBytes>()),
             released: self.memory.word(word::RELEASED).load(Ordering::Relaxed),
         }
     }

@@ -18,8 +18,8 @@
 //! when the other side said that it sleeps.
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
-//! `memory` (where all this lies), then [`vmm_end`] (with `deferral`), [`listener`] and
-//! [`device_end`]. [`chain`] is how a device process reads what an order names.
+//! `memory` (where all this lies), then [`vmm_end`] (with `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
+//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup.
 #![forbid(unsafe_code)]
 
 pub mod chain;
@@ -31,6 +31,7 @@ pub mod limits;
 pub mod listener;
 mod memory;
 pub mod message;
+pub mod mirrored;
 mod ring;
 mod socket;
 pub mod vmm_end;
@@ -40,6 +41,7 @@ pub use doorbell::Doorbell;
 pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};
 pub use listener::{AcceptError, BindError, DeviceListener};
 pub use memory::MemoryError;
-pub use message::{DeviceFacts, DeviceKind, Order, Staged, VmmFacts};
+pub use message::{DeviceFacts, DeviceKind, ImageDigest, Order, Staged, VmmFacts};
+pub use mirrored::Mirrored;
 pub use ring::Fault;
 pub use vmm_end::{ConnectError, PushError, VmmEnd};

@@ -45,6 +45,9 @@ pub const RING_BYTES_MAX: u64 = 64 << 20;
 /// The largest virtio configuration space that fits the set-up answer.
 pub const CONFIG_BYTES_MAX: usize = 256;
 
+/// How long a disk process may take to read its image when the VMM wants its digest: a terabyte at 300 MB/s.
+pub const IMAGE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// The longest release string and the longest reason of a refusal.
 pub const RELEASE_BYTES_MAX: usize = 32;
 /// See [`RELEASE_BYTES_MAX`].

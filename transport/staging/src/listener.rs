@@ -15,7 +15,7 @@ use crate::device_end::DeviceEnd;
 use crate::doorbell::Doorbell;
 use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::memory::{MemoryError, RingSizes, SharedMemory};
-use crate::message::{Answer, DeviceFacts, DeviceKind, MAGIC, Request, StagedHeader, VERSION};
+use crate::message::{Answer, DeviceFacts, DeviceKind, MAGIC, Request, StagedHeader, VERSION, VmmFacts};
 use crate::ring::payload_max;
 use crate::socket::{self, DESCRIPTORS_MAX};
 
@@ -83,8 +83,13 @@ impl DeviceListener {
         }
     }
 
-    /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak.
-    pub fn accept(&self, facts: &DeviceFacts) -> Result<Option<DeviceEnd>, AcceptError> {
+    /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak. `facts`
+    /// is asked what a VMM that passed the checks is told, or why it is sent away.
+    pub fn accept(
+        &self,
+        kind: DeviceKind,
+        facts: impl FnOnce(&VmmFacts) -> Result<DeviceFacts, String>,
+    ) -> Result<Option<DeviceEnd>, AcceptError> {
         let Some(socket) = socket::accept_at(self.socket.as_fd())? else {
             return Ok(None);
         };
@@ -94,16 +99,17 @@ impl DeviceListener {
         if packet.length == 0 {
             return Err(AcceptError::Socket(io::ErrorKind::UnexpectedEof.into()));
         }
-        match open(&request, packet.length, packet.descriptors, facts.kind) {
-            Ok((memory, device_doorbell, vmm_doorbell)) => {
-                socket::send(socket.as_fd(), Answer::accepted(facts).as_bytes(), &[])?;
-                let vmm_release = request.release();
-                Ok(Some(DeviceEnd::new(
-                    socket,
+        let opened = open(&request, packet.length, packet.descriptors, kind)
+            .and_then(|opened| facts(&opened.vmm).map(|facts| (opened, facts)));
+        match opened {
+            Ok((opened, facts)) => {
+                socket::send(socket.as_fd(), Answer::accepted(&facts).as_bytes(), &[])?;
+                let Opened {
                     memory,
-                    [device_doorbell, vmm_doorbell],
-                    vmm_release,
-                )))
+                    doorbells,
+                    vmm,
+                } = opened;
+                Ok(Some(DeviceEnd::new(socket, memory, doorbells, vmm.release)))
             }
             Err(reason) => {
                 socket::send(socket.as_fd(), Answer::refused(&reason).as_bytes(), &[])?;
@@ -144,13 +150,21 @@ impl AsRawFd for DeviceListener {
     }
 }
 
+/// What a connector brought, checked.
+struct Opened {
+    memory: SharedMemory,
+    /// The device's, then the VMM's.
+    doorbells: [Doorbell; 2],
+    vmm: VmmFacts,
+}
+
 /// Checks a request and maps what came with it; the error is the reason of the refusal.
 fn open(
     request: &Request,
     length: usize,
     descriptors: Vec<OwnedFd>,
     kind: DeviceKind,
-) -> Result<(SharedMemory, Doorbell, Doorbell), String> {
+) -> Result<Opened, String> {
     // Magic and version lie in the first 12 bytes of every version.
     if length < 12 || request.magic != MAGIC {
         return Err("This is the staging socket of a Lockstep device process".to_owned());
@@ -161,11 +175,13 @@ fn open(
             request.version
         ));
     }
-    if request.kind != kind as u32 {
-        let wanted =
-            DeviceKind::from_word(request.kind).map_or("another kind".to_owned(), |kind| kind.to_string());
-        return Err(format!("The VMM wants a {wanted}, this is a {kind}"));
-    }
+    let vmm = match request.facts() {
+        Some(vmm) if vmm.kind == kind => vmm,
+        other => {
+            let wanted = other.map_or("another kind".to_owned(), |vmm| vmm.kind.to_string());
+            return Err(format!("The VMM wants a {wanted}, this is a {kind}"));
+        }
+    };
     check_sizes(request.sizes(), kind)?;
     let [memory, device_doorbell, vmm_doorbell] = <[OwnedFd; DESCRIPTORS_MAX]>::try_from(descriptors)
         .map_err(|given| {
@@ -175,11 +191,11 @@ fn open(
             )
         })?;
     let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| error.to_string())?;
-    Ok((
+    Ok(Opened {
         memory,
-        Doorbell::from_fd(device_doorbell),
-        Doorbell::from_fd(vmm_doorbell),
-    ))
+        doorbells: [device_doorbell, vmm_doorbell].map(Doorbell::from_fd),
+        vmm,
+    })
 }
 
 /// The ring that carries the largest entries of this kind of device has to be able to.

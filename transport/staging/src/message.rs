@@ -13,7 +13,7 @@ use crate::limits::{CONFIG_BYTES_MAX, REASON_BYTES_MAX, RELEASE_BYTES_MAX};
 use crate::memory::RingSizes;
 
 /// Changes whenever the memory layout or a message changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// "LKSTAGE1" as bytes.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"LKSTAGE1");
 
@@ -51,6 +51,8 @@ impl fmt::Display for DeviceKind {
 pub struct VmmFacts {
     /// The kind of device it expects behind the socket.
     pub kind: DeviceKind,
+    /// Whether it wants [`DeviceFacts::image`], which takes as long as reading a disk image takes.
+    pub compares_images: bool,
     /// Its release, for logs only.
     pub release: String,
 }
@@ -64,9 +66,16 @@ pub struct DeviceFacts {
     pub features: u64,
     /// The device's virtio configuration space.
     pub config: Vec<u8>,
+    /// Each host has a disk image of its own, and a backup's process mirrors what the guest changes.
+    pub is_mirrored: bool,
+    /// What that image holds, in few bytes; only when the VMM wants it.
+    pub image: Option<ImageDigest>,
     /// Its release, for logs only.
     pub release: String,
 }
+
+/// A digest of everything that a disk image holds. Equal images have equal ones, wherever their holes are.
+pub type ImageDigest = [u8; 32];
 
 /// The VMM popped a head from a queue that carries outputs or requests; the device process reads its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +166,7 @@ pub(crate) struct Request {
     completions: u64,
     frames: u64,
     orders: u64,
+    compares_images: u64,
     release: [u8; RELEASE_BYTES_MAX],
 }
 
@@ -174,6 +184,7 @@ impl Request {
             completions,
             frames,
             orders,
+            compares_images: facts.compares_images.into(),
             release: to_text(&facts.release),
         }
     }
@@ -186,10 +197,19 @@ impl Request {
         }
     }
 
-    pub(crate) fn release(&self) -> String {
-        from_text(&self.release)
+    /// What the VMM says; `None` when it makes no sense.
+    pub(crate) fn facts(&self) -> Option<VmmFacts> {
+        Some(VmmFacts {
+            kind: DeviceKind::from_word(self.kind)?,
+            compares_images: self.compares_images != 0,
+            release: from_text(&self.release),
+        })
     }
 }
+
+/// Bits of [`Answer::flags`].
+const MIRRORED: u64 = 1;
+const HAS_IMAGE: u64 = 2;
 
 pub(crate) const VERDICT_ACCEPTED: u32 = 1;
 pub(crate) const VERDICT_REFUSED: u32 = 2;
@@ -205,6 +225,8 @@ pub(crate) struct Answer {
     pub(crate) kind: u32,
     config_length: u32,
     features: u64,
+    flags: u64,
+    image: ImageDigest,
     release: [u8; RELEASE_BYTES_MAX],
     config: [u8; CONFIG_BYTES_MAX],
 }
@@ -225,6 +247,8 @@ impl Answer {
             kind: facts.kind as u32,
             config_length: u32::try_from(facts.config.len()).expect("checked above"),
             features: facts.features,
+            flags: u64::from(facts.is_mirrored) * MIRRORED + u64::from(facts.image.is_some()) * HAS_IMAGE,
+            image: facts.image.unwrap_or_default(),
             release: to_text(&facts.release),
             config,
         }
@@ -239,6 +263,8 @@ impl Answer {
             kind: 0,
             config_length: 0,
             features: 0,
+            flags: 0,
+            image: ImageDigest::default(),
             release: to_text(""),
             config: [0; CONFIG_BYTES_MAX],
         }
@@ -256,6 +282,8 @@ impl Answer {
             kind,
             features: self.features,
             config,
+            is_mirrored: self.flags & MIRRORED != 0,
+            image: (self.flags & HAS_IMAGE != 0).then_some(self.image),
             release: from_text(&self.release),
         })
     }

@@ -20,7 +20,8 @@ use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
 use crate::gate::{GateWriter, wake};
 use crate::limits::{
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, IMAGE_PATIENCE, NET_COMPLETIONS_RING,
+    NET_FRAMES_RING, ORDERS_RING,
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{
@@ -109,7 +110,8 @@ pub struct VmmEnd {
 }
 
 impl VmmEnd {
-    /// Reaches the device process at `path`, waiting up to `timeout` for it to listen and to answer.
+    /// Reaches the device process at `path`, waiting up to `timeout` for it to listen and to answer. One that has to read
+    /// a disk image first may take longer.
     pub fn connect(
         path: &Path,
         facts: &VmmFacts,
@@ -127,7 +129,11 @@ impl VmmEnd {
             &Request::new(facts, sizes),
             &file,
             [&device_doorbell, &doorbell],
-            timeout,
+            if facts.compares_images {
+                IMAGE_PATIENCE
+            } else {
+                timeout
+            },
         )
         .map_err(|source| ConnectError::NoAnswer { path: name(), source })?;
         let device = judge(&answer, path, facts.kind)?;

@@ -35,6 +35,8 @@ fn device_facts(kind: DeviceKind) -> DeviceFacts {
         kind,
         features: 1 << 32,
         config: vec![2, 0, 0, 0, 0, 1],
+        is_mirrored: false,
+        image: None,
         release: "device 1".into(),
     }
 }
@@ -42,6 +44,7 @@ fn device_facts(kind: DeviceKind) -> DeviceFacts {
 fn vmm_facts(kind: DeviceKind) -> VmmFacts {
     VmmFacts {
         kind,
+        compares_images: false,
         release: "vmm 1".into(),
     }
 }
@@ -70,7 +73,7 @@ fn is_silent(doorbell: &Doorbell) -> bool {
 fn accept(listener: &DeviceListener, facts: &DeviceFacts) -> Result<DeviceEnd, AcceptError> {
     wait_readable(listener);
     listener
-        .accept(facts)
+        .accept(facts.kind, |_| Ok(facts.clone()))
         .map(|end| end.expect("the listener was readable"))
 }
 
@@ -340,7 +343,7 @@ fn a_device_sleeps_through_an_order_until_its_ack() {
     assert!(is_silent(device.doorbell()));
     let snapshot = writer.snapshot();
     assert_eq!(
-        (snapshot.waiting_for, snapshot.held),
+        (snapshot.waiting_for, snapshot.unread),
         (Some(LogOffset::new(10)), 1)
     );
 
@@ -348,7 +351,7 @@ fn a_device_sleeps_through_an_order_until_its_ack() {
     wait_readable(device.doorbell());
     device.wake_up();
     assert_eq!(device.pop_order().unwrap(), Some(transmit(0, LogOffset::new(10))));
-    assert_eq!(writer.snapshot().held, 0);
+    assert_eq!(writer.snapshot().unread, 0);
 }
 
 #[test]
@@ -463,7 +466,7 @@ fn a_hundred_thousand_entries_pass_between_sleepy_threads_and_none_is_lost() {
 }
 
 #[test]
-fn orders_and_returns_go_round_between_two_sleepy_threads() {
+fn orders_and_completions_go_round_between_two_sleepy_threads() {
     const COUNT: u64 = 50_000;
     let (mut vmm, mut device, _) = pair(DeviceKind::Net);
     let queue = QueueIndex::new(1);
@@ -474,7 +477,7 @@ fn orders_and_returns_go_round_between_two_sleepy_threads() {
             match device.pop_order().unwrap() {
                 Some(order) => {
                     assert_eq!(order.needs, LogOffset::new(echoed));
-                    device.stage_returned(queue, 1).unwrap();
+                    device.stage_completion_bytes(queue, order.head, &[]).unwrap();
                     echoed += 1;
                 }
                 None if device.prepare_sleep(true) => {
@@ -501,7 +504,8 @@ fn orders_and_returns_go_round_between_two_sleepy_threads() {
         vmm.flush_orders();
         match vmm.pop_completion(&mut bytes).unwrap() {
             Some(staged) => {
-                assert_eq!(staged, Staged::Returned { queue, count: 1 });
+                let head = Head::new(0);
+                assert_eq!(staged, Staged::Completion { queue, head });
                 back += 1;
             }
             None if vmm.prepare_sleep() => {

@@ -3,6 +3,8 @@
 //! Used by the tests beside it. The guest is as simple as a driver can be: it says where everything lies by hand.
 #![allow(dead_code, reason = "each test file uses its own part of the world")]
 
+pub(crate) mod vmm;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -69,7 +71,7 @@ impl Device {
     }
 
     /// A process with a disk of 4 MiB on a file system that has room for one, in a mount namespace of its own.
-    pub(crate) fn start_on_a_small_file_system(protected: bool) -> Self {
+    pub(crate) fn start_on_a_small_file_system(protected: bool, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let small = folder.path().join("small");
         std::fs::create_dir(&small).unwrap();
@@ -82,6 +84,7 @@ impl Device {
             .arg(&small)
             .arg(ours.get_program())
             .args(ours.get_args())
+            .args(more)
             .env("RUST_LOG", "error");
         Self::spawn(folder, command)
     }

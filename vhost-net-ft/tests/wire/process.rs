@@ -70,6 +70,7 @@ impl Drop for Process {
 pub(crate) fn vmm_facts() -> VmmFacts {
     VmmFacts {
         kind: DeviceKind::Net,
+        compares_images: false,
         release: "a test".to_owned(),
     }
 }

@@ -38,6 +38,12 @@ pub struct DemoArgs {
     /// Who hands out terms: a directory that both hosts share, or a lockstep-arbiter service over it
     #[arg(long, value_enum, default_value_t = Arbiter::File, default_value_if("arbiter_away", ArgPredicate::IsPresent, "quic"))]
     pub arbiter: Arbiter,
+    /// How the hosts have the guest's disk
+    #[arg(long, value_enum, default_value_t = Disk::Shared)]
+    pub disk: Disk,
+    /// In the end stop the survivor, boot the guest anew from its disk alone, and read every key back once more
+    #[arg(long)]
+    pub boot_again: bool,
     /// For tests: the primary kills its own host at record N of its log
     #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after"])]
     pub kill_at_record: Option<u64>,
@@ -89,6 +95,15 @@ pub struct BenchArgs {
 pub enum Guest {
     /// The key-value server that is embedded in lockstep
     Micro,
+}
+
+/// How the hosts have the guest's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Disk {
+    /// Both have the same one
+    Shared,
+    /// Each has an image of its own
+    Mirror,
 }
 
 /// Who hands out terms.

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, Disk};
+use crate::client::check::Losses;
 use crate::clock::ms_between;
 use crate::timeline::Seen;
 
@@ -17,12 +18,16 @@ pub(crate) struct Report {
     seed: u64,
     clients: u16,
     fault: &'static str,
+    disk: &'static str,
     /// Replies received.
     acked_ops: u64,
     /// Acknowledged writes that were missing afterwards.
     lost_ops: u64,
     wrong_replies: u64,
     broken_connections: u64,
+    /// The same two, of a guest that was booted anew from the survivor's disk, if that was asked for.
+    lost_after_boot: Option<u64>,
+    wrong_after_boot: Option<u64>,
     /// The longest gap that any client saw.
     outage_ms: f64,
     /// From the fault until the survivor noticed.
@@ -66,14 +71,22 @@ impl Report {
         let wrong_replies = seen.tally.wrong + seen.losses.wrong;
         let broken_connections = seen.tally.broken;
         Self {
-            ok: [lost_ops, wrong_replies, broken_connections, seen.leaked] == [0; 4] && seen.live_hosts == 1,
+            ok: [lost_ops, wrong_replies, broken_connections, seen.leaked] == [0; 4]
+                && seen.live_hosts == 1
+                && seen.booted_again.unwrap_or_default() == Losses::default(),
             seed: args.seed,
             clients: args.clients,
             fault: seen.fault.name(),
+            disk: match args.disk {
+                Disk::Shared => "shared",
+                Disk::Mirror => "mirror",
+            },
             acked_ops: seen.tally.acked,
             lost_ops,
             wrong_replies,
             broken_connections,
+            lost_after_boot: seen.booted_again.map(|losses| losses.lost),
+            wrong_after_boot: seen.booted_again.map(|losses| losses.wrong),
             outage_ms: round(seen.tally.longest_gap.as_secs_f64() * 1e3),
             detect_ms: since_fault("peer_lost").map(round),
             takeover_ms: since_fault("live").or_else(|| since_fault("claimed")).map(round),
@@ -121,6 +134,9 @@ impl Report {
         table.add_row(["replies received", &self.acked_ops.to_string()]);
         table.add_row(["acknowledged writes lost", &self.lost_ops.to_string()]);
         table.add_row(["wrong replies", &self.wrong_replies.to_string()]);
+        if let (Some(lost), Some(wrong)) = (self.lost_after_boot, self.wrong_after_boot) {
+            table.add_row(["booted again: lost / wrong", &format!("{lost} / {wrong}")]);
+        }
         table.add_row([
             "broken connections",
             &format!("{} of {}", self.broken_connections, self.clients),
@@ -150,6 +166,9 @@ impl Report {
             (true, _) => "No client noticed.",
             (false, 0) => "FAILED: no host is live.",
             (false, 1) if self.leaked_ops > 0 => "FAILED: a host went on without a term.",
+            (false, 1) if self.lost_after_boot > Some(0) || self.wrong_after_boot > Some(0) => {
+                "FAILED: the survivor's disk does not have what was promised."
+            }
             (false, 1) => "FAILED: clients noticed.",
             (false, _) => "FAILED: two hosts are live.",
         }

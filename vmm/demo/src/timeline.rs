@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::args::DemoArgs;
 use crate::client::check::Losses;
-use crate::client::load::{Load, Tally};
+use crate::client::load::{Judge, Load, Tally};
 use crate::clock::boot_ns;
 use crate::fault::{Fault, PAUSE};
 use crate::progress::Progress;
@@ -24,6 +24,8 @@ pub(crate) struct Seen {
     pub(crate) fault: Fault,
     pub(crate) tally: Tally,
     pub(crate) losses: Losses,
+    /// The same, of the guest that was booted anew from the survivor's disk, if that was asked for.
+    pub(crate) booted_again: Option<Losses>,
     /// Replies before the fault, and how long that lasted.
     pub(crate) before: (u64, Duration),
     /// Replies after the longest gap, and how long that lasted.
@@ -54,14 +56,7 @@ struct Settled {
 /// Plays the whole story. Must run in a `LocalSet`, after the namespace was entered.
 pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Result<Seen> {
     let fault = Fault::of(args);
-    let wish = Wish {
-        arbiter: args.arbiter,
-        relay: fault == Fault::Cut,
-        keep: args.keep.clone(),
-        verbose: args.verbose,
-    };
-    let network = Network::new().await?;
-    let mut world = World::new(&wish, network).await?;
+    let mut world = World::new(&wish(args, fault), Network::new().await?).await?;
     progress.event("starting backup b and primary a");
     let mut b = world.start(NODES[1], "backup", &[])?;
     let mut a = match fault {
@@ -88,7 +83,7 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
     let leaked = scene.follow(args, fault, &mut world, &mut a, &b).await?;
 
     let samples = scene.samples;
-    let (tally, losses) = finish(scene.load, scene.progress).await?;
+    let (judge, losses) = finish(scene.load, scene.progress).await?;
     let ended = samples.last();
     let Settled {
         survivor,
@@ -100,11 +95,19 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
             .progress
             .event(&format!("no host is live{}{}", a.last_words(), b.last_words()));
     }
-    let after = samples.since(tally.gap_end, ended);
+    let after = samples.since(judge.tally.gap_end, ended);
+    let booted_again = match &survivor {
+        Some((name, _)) if args.boot_again => {
+            let (survivor, other) = if name == a.name() { (a, b) } else { (b, a) };
+            Some(boot_again(&mut world, survivor, other, &judge, scene.progress).await?)
+        }
+        _ => None,
+    };
     Ok(Seen {
         fault,
-        tally,
+        tally: judge.tally,
         losses,
+        booted_again,
         before,
         after,
         fault_boot_ns,
@@ -115,6 +118,16 @@ pub(crate) async fn tell(args: &DemoArgs, progress: &mut Progress) -> anyhow::Re
         other,
         leaked,
     })
+}
+
+fn wish(args: &DemoArgs, fault: Fault) -> Wish {
+    Wish {
+        arbiter: args.arbiter,
+        disk: args.disk,
+        relay: fault == Fault::Cut,
+        keep: args.keep.clone(),
+        verbose: args.verbose,
+    }
 }
 
 /// The clients at work, and what is noted of them.
@@ -271,9 +284,36 @@ fn told(host: &Host, status: Option<&Status>) -> String {
     }
 }
 
-async fn finish(load: Load, progress: &Progress) -> anyhow::Result<(Tally, Losses)> {
+async fn finish(load: Load, progress: &Progress) -> anyhow::Result<(Judge, Losses)> {
     progress.event("clients stop; every key is read back over fresh connections");
     load.finish().await
+}
+
+/// Stops the survivor, boots the guest from that host's disk and nothing else, and reads every key back.
+async fn boot_again(
+    world: &mut World,
+    mut survivor: Host,
+    other: Host,
+    judge: &Judge,
+    progress: &Progress,
+) -> anyhow::Result<Losses> {
+    let (name, lost) = (survivor.name().to_owned(), other.name().to_owned());
+    drop(other);
+    survivor.terminate();
+    let deadline = Instant::now() + SETTLE_TIME;
+    while survivor.ended()?.is_none() {
+        if Instant::now() > deadline {
+            bail!("Host {name} does not stop{}", survivor.last_words());
+        }
+        tokio::time::sleep(SAMPLE_INTERVAL).await;
+    }
+    world.lose_disk_of(&lost)?;
+    progress.event(&format!("host {name} stopped; its disk is booted anew, alone"));
+    let mut again = world.start(&name, "primary", &["--alone"])?;
+    world.wait_until_up(&mut again, None).await?;
+    let losses = judge.read_back(GUEST).await?;
+    progress.event("every key was read back from it");
+    Ok(losses)
 }
 
 /// Waits until one host is live and the other has ended, as far as it ever comes to that.

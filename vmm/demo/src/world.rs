@@ -1,5 +1,5 @@
-//! A small world on one machine: a network of its own, two hosts as process groups, an arbiter, a shared disk, and
-//! perhaps a wire between the hosts that can be cut.
+//! A small world on one machine: a network of its own, two hosts as process groups, an arbiter, a shared disk or two
+//! images of one, and perhaps a wire between the hosts that can be cut.
 //!
 //! The demo and the bench build one with [`World::new`] and start hosts in it. Whatever happens to this process (its
 //! end, an interrupt, a panic), no process of the world survives it, and the temporary directory goes too unless it
@@ -22,13 +22,15 @@ use self::config::{Layout, Wire};
 use self::hosts::{Host, Output};
 use self::namespace::Network;
 use self::relay::Relay;
-use crate::args::Arbiter;
+use crate::args::{Arbiter, Disk};
 
 /// What kind of world.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
     /// Who hands out terms.
     pub(crate) arbiter: Arbiter,
+    /// How the hosts have the guest's disk.
+    pub(crate) disk: Disk,
     /// Whether the wire between the hosts goes through a relay that can drop everything.
     pub(crate) relay: bool,
     /// Where to leave everything, or nowhere.
@@ -59,6 +61,7 @@ impl World {
             dir,
             arbiter: wish.arbiter,
             wire,
+            disk: wish.disk,
         };
         let output = if wish.verbose {
             Output::Show
@@ -66,7 +69,7 @@ impl World {
             Output::Log(layout.dir.clone())
         };
         make_keys(&lockstep, &layout)?;
-        make_disk(&layout.disk())?;
+        layout.disks().iter().try_for_each(|disk| make_disk(disk))?;
         fs::create_dir_all(layout.arbiter_dir()).context("Cannot make the arbiter's directory")?;
         fs::write(layout.config_file(), layout.toml()).context("Cannot write the configuration")?;
         let relay = match wire {
@@ -135,6 +138,14 @@ impl World {
                 );
             }
             tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// A mirrored disk: throws the image of a host that is dead away.
+    pub(crate) fn lose_disk_of(&self, node: &str) -> anyhow::Result<()> {
+        match self.layout.image_of(node) {
+            Some(image) => fs::remove_file(image).context("Cannot remove a disk image"),
+            None => Ok(()),
         }
     }
 
@@ -215,9 +226,9 @@ fn make_keys(lockstep: &Path, layout: &Layout) -> anyhow::Result<()> {
 }
 
 fn make_disk(path: &Path) -> anyhow::Result<()> {
-    let disk = File::create_new(path).context("Cannot make the shared disk")?;
+    let disk = File::create_new(path).context("Cannot make the guest's disk")?;
     disk.set_len(config::DISK_BYTES)
-        .context("Cannot give the shared disk its size")
+        .context("Cannot give the guest's disk its size")
 }
 
 /// How long hosts may take to bring the guest up.

@@ -119,10 +119,10 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
         rows.push(("lease", format!("{left} ms left")));
     }
     if let Some(peer) = &status.peer {
-        let state = if peer.connected {
-            "connected"
-        } else {
-            "not connected"
+        let state = match (&peer.lost, peer.connected) {
+            (_, true) => "connected".to_owned(),
+            (Some(why), false) => format!("not connected ({why})"),
+            (None, false) => "not connected".to_owned(),
         };
         let rtt = peer
             .rtt_us

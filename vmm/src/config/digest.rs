@@ -25,6 +25,7 @@ pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node
     parts.add(match vm.disk.map(|disk| disk.mode) {
         None => "",
         Some(DiskMode::Shared) => "shared",
+        Some(DiskMode::Mirror) => "mirror",
     });
     for timer in [pair.heartbeat, pair.timeout, pair.lease] {
         parts.add(timer.as_nanos().to_string());

@@ -65,6 +65,7 @@ pub(super) struct Disk {
 pub(super) enum DiskMode {
     #[default]
     Shared,
+    Mirror,
 }
 
 #[derive(Debug, Default, Deserialize)]

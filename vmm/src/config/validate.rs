@@ -125,9 +125,10 @@ fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
         memory_mib,
         cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
         net: raw.net.map(|net| mac(at, &net.mac)).transpose()?,
-        disk: raw.disk.map(|disk| match disk.mode {
-            raw::DiskMode::Shared => Disk {
-                mode: DiskMode::Shared,
+        disk: raw.disk.map(|disk| Disk {
+            mode: match disk.mode {
+                raw::DiskMode::Shared => DiskMode::Shared,
+                raw::DiskMode::Mirror => DiskMode::Mirror,
             },
         }),
     })

@@ -5,6 +5,7 @@ mod batch;
 pub mod die;
 pub mod inject;
 pub mod lateness;
+pub mod mirror;
 pub mod pair;
 pub mod port;
 pub mod record;

@@ -8,19 +8,20 @@ use crate::virtio::mmio::{DeviceKind, MmioDevice};
 use lockstep_protocol::ids::{DeviceId, Head, LogOffset, QueueIndex};
 use lockstep_protocol::outbox::Gate;
 use lockstep_staging::gate::{GateWriter, Mode};
-use lockstep_staging::message::{DeviceFacts, Order, VmmFacts};
+use lockstep_staging::message::{DeviceFacts, ImageDigest, Order, Staged, VmmFacts};
 use lockstep_staging::vmm_end::{ConnectError, PushError, VmmEnd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a device process may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait at a time for a device process to read its orders.
-const ORDER_WAIT: Timespec = Timespec {
+/// How long to wait at a time for a device process to do something.
+const NAP: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 1_000_000,
 };
@@ -58,7 +59,22 @@ impl DevicePort {
     /// # Errors
     /// When it does not answer, or is another kind of device.
     pub fn connect(id: DeviceId, kind: DeviceKind, vhost: &Path, staging: &Path) -> Result<Self, PortError> {
+        Self::connect_and_ask(id, kind, vhost, staging, false)
+    }
+
+    /// The same; with `compares_images` a mirrored disk's process reads its image first, see [`Self::image`].
+    ///
+    /// # Errors
+    /// As [`Self::connect`], or when the image cannot be read.
+    pub fn connect_and_ask(
+        id: DeviceId,
+        kind: DeviceKind,
+        vhost: &Path,
+        staging: &Path,
+        compares_images: bool,
+    ) -> Result<Self, PortError> {
         let facts = VmmFacts {
+            compares_images,
             kind: match kind {
                 DeviceKind::Net => lockstep_staging::message::DeviceKind::Net,
                 DeviceKind::Blk => lockstep_staging::message::DeviceKind::Blk,
@@ -104,6 +120,18 @@ impl DevicePort {
         (&self.facts.config, self.facts.features)
     }
 
+    /// Whether it drives this host's own image of a disk that each host has one of.
+    #[must_use]
+    pub fn is_mirrored(&self) -> bool {
+        self.facts.is_mirrored
+    }
+
+    /// What that image held when the process was connected, if it was asked for.
+    #[must_use]
+    pub fn image(&self) -> Option<&ImageDigest> {
+        self.facts.image.as_ref()
+    }
+
     /// The gate, for the thread that hears acks.
     #[must_use]
     pub fn gate(&self) -> GateWriter {
@@ -135,6 +163,13 @@ impl DevicePort {
         }
     }
 
+    /// The same for a machine that came from another host, with its drivers at work.
+    pub fn adopt(&mut self, machine: &Machine) {
+        if machine.device(self.id).is_some_and(MmioDevice::is_ready) {
+            self.activate(machine);
+        }
+    }
+
     /// Takes the queues back after the guest reset the device.
     pub fn deactivate(&mut self) {
         let queues = self.returned.len();
@@ -161,7 +196,10 @@ impl DevicePort {
         while self.is_alive() {
             match self.staging.push_order(Order { queue, head, needs }) {
                 Ok(()) => return,
-                Err(PushError::Full) => self.wait_for_orders_to_be_read(),
+                Err(PushError::Full) => {
+                    self.staging.flush_orders();
+                    self.nap();
+                }
                 Err(PushError::Fault(fault)) => self.fail(&fault),
             }
         }
@@ -178,6 +216,27 @@ impl DevicePort {
         match self.kind {
             DeviceKind::Net => self.staging.defer_orders(needs, count),
             DeviceKind::Blk => self.flush(),
+        }
+    }
+
+    /// The guest is over: waits until the process has answered everything that is in flight, and drops the answers.
+    pub(super) fn finish(&mut self, machine: &Machine, deadline: Instant) {
+        let rings = machine.device(self.id).map_or(&[][..], |device| device.rings());
+        let mut left: BTreeSet<_> = (0_u16..)
+            .zip(rings)
+            .flat_map(|(queue, ring)| {
+                let queue = QueueIndex::new(queue);
+                ring.inflight().into_iter().map(move |head| (queue, head))
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        while !left.is_empty() && self.is_alive() && Instant::now() < deadline {
+            match self.staging.pop_completion(&mut bytes) {
+                Ok(Some(Staged::Completion { queue, head })) => drop(left.remove(&(queue, head))),
+                Ok(Some(Staged::Returned { .. })) => {}
+                Ok(None) => self.nap(),
+                Err(fault) => self.fail(&fault),
+            }
         }
     }
 
@@ -200,12 +259,12 @@ impl DevicePort {
         }
     }
 
-    fn wait_for_orders_to_be_read(&mut self) {
-        self.staging.flush_orders();
+    /// Waits until the process did something, or for a moment.
+    pub(super) fn nap(&mut self) {
         if self.staging.prepare_sleep() {
             let doorbell = self.staging.doorbell().as_fd();
             // The time-out only bounds how late a hang-up is seen; the doorbell is what ends the wait.
-            let _ = poll(&mut [PollFd::new(&doorbell, PollFlags::IN)], Some(&ORDER_WAIT));
+            let _ = poll(&mut [PollFd::new(&doorbell, PollFlags::IN)], Some(&NAP));
         }
         self.staging.wake_up();
         self.check_hang_up();

@@ -1,10 +1,11 @@
 //! The window of a backup's machine: the records of this position enter, nothing else does.
 //!
 //! The run loop of a backup calls [`Replayer::window`] after every exit. A backup never runs past a window that the
-//! primary has not closed: until then a record for it may still come. It orders nothing from device processes and
-//! reads no clock.
+//! primary has not closed: until then a record for it may still come. It orders nothing from device processes but what
+//! a mirrored disk has to do as well (`mirror.rs`).
 
 use super::inject::InjectError;
+use super::mirror::{Mirror, MirrorError};
 use super::port::{DevicePort, follow_driver};
 use crate::machine::{Exit, Machine};
 use bytes::Bytes;
@@ -29,7 +30,18 @@ pub enum Replayed {
     LogEnds,
 }
 
-/// Why the replay cannot go on: this machine is no longer the primary's machine.
+/// Why the replay cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// This machine is no longer the primary's machine.
+    #[error(transparent)]
+    Diverged(#[from] Diverged),
+    /// This host's disk image is no longer the primary's.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+}
+
+/// This machine is no longer the primary's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
     /// A record is for a position that this machine has passed.
@@ -58,6 +70,7 @@ pub enum Diverged {
 pub struct Replayer {
     source: Box<dyn LogSource>,
     ports: Vec<DevicePort>,
+    mirror: Option<Mirror>,
     ahead: Option<Record<Bytes>>,
 }
 
@@ -67,6 +80,7 @@ impl Replayer {
     pub fn new(source: Box<dyn LogSource>, ports: Vec<DevicePort>) -> Self {
         Self {
             source,
+            mirror: Mirror::of(&ports),
             ports,
             ahead: None,
         }
@@ -78,7 +92,18 @@ impl Replayer {
         &self.ports
     }
 
-    /// Ends the replay and hands the device processes on.
+    /// The guest is over, or the log: waits until the own image has all that the guest has asked for (I12).
+    ///
+    /// # Errors
+    /// When it never will have it.
+    pub fn settle(&mut self) -> Result<(), MirrorError> {
+        match self.mirrored() {
+            Some((mirror, port)) => mirror.settle(port),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the replay and hands the device processes on. [`Self::settle`] comes before.
     #[must_use]
     pub fn into_ports(self) -> Vec<DevicePort> {
         self.ports
@@ -87,9 +112,9 @@ impl Replayer {
     /// Lets every record of the open window enter.
     ///
     /// # Errors
-    /// [`Diverged`] when a record cannot belong to this machine.
-    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, Diverged> {
-        follow_driver(&mut self.ports, machine, exit);
+    /// When a record cannot belong to this machine, or the own disk image is not the primary's any more.
+    pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
+        self.follow_guest(machine, exit)?;
         let at = machine.position();
         loop {
             let Some(record) = self.ahead.take().or_else(|| self.source.next()) else {
@@ -101,6 +126,9 @@ impl Replayer {
             }
             check(&record, at, exit)?;
             let input = record.input.borrowed();
+            if let Some((mirror, port)) = self.mirrored() {
+                mirror.await_input(port, &input)?;
+            }
             machine
                 .inject(&input)
                 .map_err(|source| Diverged::Misfit { at, source })?;
@@ -109,6 +137,31 @@ impl Replayer {
                 return Ok(Replayed::Closed);
             }
         }
+    }
+
+    /// Passes on what the guest did in the exit, once: to its devices, and what it asks of a mirrored disk.
+    fn follow_guest(&mut self, machine: &Machine, exit: &mut Exit) -> Result<(), MirrorError> {
+        let reset = exit.reset;
+        if let Some((mirror, port)) = self.mirrored()
+            && reset == Some(mirror.device())
+        {
+            mirror.settle(port)?;
+        }
+        follow_driver(&mut self.ports, machine, exit);
+        if let Some((mirror, port)) = self.mirrored()
+            && let Some(kick) = &exit.kick
+            && kick.device == mirror.device()
+        {
+            mirror.order(port, kick);
+        }
+        Ok(())
+    }
+
+    fn mirrored(&mut self) -> Option<(&mut Mirror, &mut DevicePort)> {
+        let mirror = self.mirror.as_mut()?;
+        let device = mirror.device();
+        let port = self.ports.iter_mut().find(|port| port.id() == device)?;
+        Some((mirror, port))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::{Exit, Guest, Machine, MachineSpec, Parts};
 use crate::board::Board;
+use crate::memory::GuestRam;
 use crate::state::MachineState;
 use crate::state::dirty::WriteTracker;
 use crate::vcpu::{Vcpu, VcpuError, VcpuStateError};
@@ -121,8 +122,20 @@ impl Machine {
     /// # Errors
     /// When the state is not of such a machine, or this host cannot run it.
     pub fn restore(spec: MachineSpec<'_>, state: &MachineState) -> Result<Self, RestoreError> {
-        check(&spec, state)?;
         let memory = Arc::new(memory::create(spec.memory_mib)?);
+        Self::restore_in(spec, memory, state)
+    }
+
+    /// The same in `memory`, which is filled already and belongs to no other machine.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_in(
+        spec: MachineSpec<'_>,
+        memory: Arc<GuestRam>,
+        state: &MachineState,
+    ) -> Result<Self, RestoreError> {
+        check(&spec, state)?;
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, &memory)?;
         let template = kvm::CpuTemplate::of_host(&kvm)?;

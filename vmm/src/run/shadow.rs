@@ -1,12 +1,13 @@
 //! The run loop of a backup: it executes what the primary executed, and becomes live when the primary is lost.
 
 use super::live::{Live, NoLog};
+use super::reprotect::Search;
 use super::{Ended, Host, start};
 use crate::board::clock::HostClock;
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
-use crate::ft::replay::{Replayed, Replayer};
+use crate::ft::replay::{ReplayError, Replayed, Replayer};
 use crate::ft::takeover::{Settled, settle};
 use crate::machine::{End, Exit};
 use crate::monitor::{Monitor, unix_ns};
@@ -24,7 +25,7 @@ use std::sync::Arc;
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     let pair = BackupSide::listen(
-        start::pair_config(host, &ports, message::Role::Backup, last.term.next())?,
+        start::pair_config(host, &ports, message::Role::Backup, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);
@@ -36,41 +37,60 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
 }
 
 /// A backup and the session it follows.
-struct Shadow {
-    replayer: Replayer,
-    pair: BackupSide,
+pub(super) struct Shadow {
+    pub(super) replayer: Replayer,
+    pub(super) pair: BackupSide,
 }
 
 impl Shadow {
-    fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
-        // Position 0: the window before the first instruction.
+    /// Follows the log from the window that is open now: before the first instruction, or where the machine was copied.
+    pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
         let mut exit = Exit::default();
         loop {
             let end = exit.end;
-            match self.replayer.window(&mut host.machine, &mut exit)? {
-                Replayed::LogEnds if host.stop.is_asked() => return Ok(self.leave(host)),
-                Replayed::LogEnds => return self.take_over(host, exit),
-                Replayed::Closed => {}
+            match self.replayer.window(&mut host.machine, &mut exit) {
+                Ok(Replayed::LogEnds) if host.stop.is_asked() => {
+                    return Ok(self.leave(host, Parting::Stopped));
+                }
+                Ok(Replayed::LogEnds) => return self.take_over(host, exit),
+                Ok(Replayed::Closed) => {}
+                Err(why) => return Err(self.give_up(host, why)),
             }
             host.observe();
             if let Some(end) = end {
+                self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
             exit = host.machine.step()?;
         }
     }
 
-    fn leave(self, host: &Host) -> Ended {
+    fn leave(self, host: &Host, why: Parting) -> Ended {
         drop(self.replayer);
         host.monitor.set_pair(None);
-        self.pair.goodbye(Parting::Stopped);
+        self.pair.goodbye(why);
         Ended::Stopped
+    }
+
+    /// This host cannot follow any more: the primary learns it at once and goes on alone.
+    fn give_up(self, host: &Host, why: ReplayError) -> anyhow::Error {
+        let term = self.pair.term();
+        self.leave(
+            host,
+            match &why {
+                ReplayError::Diverged(_) => Parting::Failed,
+                ReplayError::Mirror(_) => Parting::DiskFailed,
+            },
+        );
+        host.monitor.note(What::Halted);
+        host.monitor.set_role(Role::Halted, term);
+        why.into()
     }
 
     /// The log is replayed to its end; the window that `exit` opened is still open. Claims, waits out the lease, and
     /// goes live in this very window.
     fn take_over(self, host: &mut Host, mut exit: Exit) -> anyhow::Result<Ended> {
-        let Self { replayer, pair } = self;
+        let Self { mut replayer, pair } = self;
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
@@ -80,13 +100,15 @@ impl Shadow {
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
-        if host.machine.position() == Position::ZERO {
+        if !pair.has_log() || host.machine.position() == Position::ZERO {
             bail!(
-                "The primary left before it powered the VM on; start both again ({})",
+                "The primary left before the log began; start this node again ({})",
                 loss.why
             );
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
+        // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
+        replayer.settle()?;
         // The source goes first: the session belongs to one holder when it ends.
         let ports = replayer.into_ports();
         let mut takeover = pair.take_over();
@@ -133,6 +155,7 @@ fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> 
         recorder,
         pair: None,
         term,
+        search: Search::wanted(host),
     }
 }
 

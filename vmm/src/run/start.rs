@@ -9,11 +9,12 @@ use anyhow::{Context, bail};
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_protocol::ids::{Holder, LogOffset, Term};
 use lockstep_protocol::log::WindowLimit;
-use lockstep_protocol::message::{Digest, Hello, Role};
+use lockstep_protocol::message::{Digest, Hello, Image, Role};
 use lockstep_protocol::session::Timing;
 use lockstep_protocol::takeover::Verdict;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::link::PairConfig;
+use lockstep_quic::state::StateConfig;
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +105,7 @@ pub(super) fn pair_config(
     host: &Host,
     ports: &[DevicePort],
     role: Role,
-    term: Term,
+    last: &LastTerm,
 ) -> anyhow::Result<PairConfig> {
     let address = match role {
         Role::Primary => host.peer.address,
@@ -114,12 +115,44 @@ pub(super) fn pair_config(
         address,
         identity: Identity::load(&host.node.certificate, &host.node.key)?,
         peer: PinnedPeer::load(&host.peer.certificate)?,
-        hello: hello(host, ports, role, term),
+        hello: hello(host, ports, role, last),
         window: WindowLimit {
             bytes: host.config.pair.log_window_bytes,
             ..WindowLimit::default()
         },
         patience: PATIENCE,
+    })
+}
+
+/// The same for a pair that is made while the VM runs, in the term after `term`. Nobody compares images then: what the
+/// disk holds is part of what is copied, or shared.
+pub(super) fn next_pair_config(
+    host: &Host,
+    ports: &[DevicePort],
+    role: Role,
+    term: Term,
+) -> anyhow::Result<PairConfig> {
+    let mut config = pair_config(host, ports, role, &LastTerm { term, holder: None })?;
+    config.hello.image = None;
+    Ok(config)
+}
+
+/// What the connection over which the VM is copied needs: the host in `term` listens, a spare dials it.
+pub(super) fn state_config(
+    host: &Host,
+    ports: &[DevicePort],
+    role: Role,
+    term: Term,
+) -> anyhow::Result<StateConfig> {
+    let pair = next_pair_config(host, ports, role, term)?;
+    Ok(StateConfig {
+        address: match role {
+            Role::Primary => host.node.listen,
+            Role::Backup => host.peer.address,
+        },
+        identity: pair.identity,
+        peers: vec![pair.peer],
+        hello: pair.hello,
     })
 }
 
@@ -133,19 +166,23 @@ pub(super) fn timing(config: &Config) -> Timing {
     }
 }
 
-fn hello(host: &Host, ports: &[DevicePort], role: Role, term: Term) -> Hello {
+fn hello(host: &Host, ports: &[DevicePort], role: Role, last: &LastTerm) -> Hello {
     Hello {
         version: lockstep_protocol::limits::PROTOCOL_VERSION,
         release: env!("CARGO_PKG_VERSION").into(),
         node: host.node.name.clone(),
         role,
-        term,
+        term: last.term.next(),
         start: LogOffset::ZERO,
         config: Digest::new(
             *blake3::hash(&[host.config.digest(), *host.image.as_bytes()].concat()).as_bytes(),
         ),
         template: Digest::new(*blake3::hash(&host.machine.template()).as_bytes()),
         devices: devices_digest(ports),
+        image: ports.iter().find_map(DevicePort::image).map(|digest| Image {
+            digest: Digest::new(*digest),
+            last_holder: last.holder.as_ref().map(|holder| holder.node.clone()),
+        }),
         timing: timing(&host.config),
     }
 }

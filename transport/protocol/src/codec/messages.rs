@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::{Reader, Unread};
 use crate::ids::{LogOffset, NodeName, Position, Term};
 use crate::limits::{MAX_MESSAGE, MAX_RELEASE, PROTOCOL_VERSION};
-use crate::message::{Ack, Digest, Foreign, Heartbeat, Hello, Message, Role, Sentence};
+use crate::message::{Ack, Digest, Foreign, Heartbeat, Hello, Image, Message, Role, Sentence};
 use crate::session::{Parting, Timing};
 use crate::time::{Duration, Instant};
 
@@ -60,6 +60,7 @@ fn put_body(out: &mut BytesMut, message: &Message) {
             Parting::PowerOff => 1,
             Parting::Stopped => 2,
             Parting::Failed => 3,
+            Parting::DiskFailed => 4,
         }),
         Message::Ack(ack) => {
             out.put_u64_le(ack.term.get());
@@ -99,6 +100,14 @@ fn put_hello(out: &mut BytesMut, hello: &Hello) {
     out.put_u64_le(hello.start.get());
     for digest in [&hello.config, &hello.template, &hello.devices] {
         out.put_slice(digest.as_bytes());
+    }
+    match &hello.image {
+        None => out.put_u8(0),
+        Some(image) => {
+            out.put_u8(1);
+            out.put_slice(image.digest.as_bytes());
+            put_word(out, image.last_holder.as_ref().map_or("", NodeName::as_str));
+        }
     }
     for duration in [hello.timing.heartbeat, hello.timing.timeout, hello.timing.lease] {
         out.put_u64_le(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
@@ -208,12 +217,28 @@ fn parse_hello(from: &mut Reader<'_>) -> Result<Message, Unread> {
         config: Digest::new(from.array()?),
         template: Digest::new(from.array()?),
         devices: Digest::new(from.array()?),
+        image: parse_image(from)?,
         timing: Timing {
             heartbeat: Duration::from_nanos(from.u64()?),
             timeout: Duration::from_nanos(from.u64()?),
             lease: Duration::from_nanos(from.u64()?),
         },
     })))
+}
+
+fn parse_image(from: &mut Reader<'_>) -> Result<Option<Image>, Unread> {
+    match from.u8()? {
+        0 => Ok(None),
+        1 => {
+            let digest = Digest::new(from.array()?);
+            let last_holder = match parse_word(from, usize::MAX)? {
+                "" => None,
+                name => Some(NodeName::new(name).map_err(|_| Unread::Malformed)?),
+            };
+            Ok(Some(Image { digest, last_holder }))
+        }
+        _ => Err(Unread::Malformed),
+    }
 }
 
 fn parse_word<'a>(from: &mut Reader<'a>, limit: usize) -> Result<&'a str, Unread> {
@@ -229,6 +254,7 @@ fn parse_parting(byte: u8) -> Result<Parting, Unread> {
         1 => Ok(Parting::PowerOff),
         2 => Ok(Parting::Stopped),
         3 => Ok(Parting::Failed),
+        4 => Ok(Parting::DiskFailed),
         _ => Err(Unread::Malformed),
     }
 }

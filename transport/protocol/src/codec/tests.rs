@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::{DeviceId, GuestTime, Head, LogOffset, NodeName, Position, QueueIndex, Term};
 use crate::limits::{MAX_MESSAGE, MAX_PAYLOAD, MAX_RECORD_HEAD};
-use crate::message::{Ack, Digest, Foreign, Heartbeat, Hello, Message, Role, Sentence};
+use crate::message::{Ack, Digest, Foreign, Heartbeat, Hello, Image, Message, Role, Sentence};
 use crate::record::{Input, Record};
 use crate::session::{Parting, Timing};
 use crate::time::Instant;
@@ -291,6 +291,7 @@ fn hello() -> Hello {
         config: Digest::new([1; 32]),
         template: Digest::new([2; 32]),
         devices: Digest::new([3; 32]),
+        image: None,
         timing: Timing::default(),
     }
 }
@@ -299,6 +300,15 @@ fn messages() -> impl Strategy<Value = Message> {
     let instant = || any::<u64>().prop_map(Instant::from_nanos);
     prop_oneof![
         Just(Message::Hello(Box::new(hello()))),
+        ("[a-z]{0,8}", any::<[u8; 32]>()).prop_map(|(holder, digest)| {
+            Message::Hello(Box::new(Hello {
+                image: Some(Image {
+                    digest: Digest::new(digest),
+                    last_holder: NodeName::new(&holder).ok(),
+                }),
+                ..hello()
+            }))
+        }),
         Just(Message::Goodbye(Parting::Stopped)),
         ".{0,200}".prop_map(|text| Message::Refused(Sentence::new(&text))),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, upto, executed, at)| {

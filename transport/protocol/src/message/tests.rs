@@ -13,6 +13,7 @@ fn hello(node: &str, role: Role) -> Hello {
         config: Digest::new([1; 32]),
         template: Digest::new([2; 32]),
         devices: Digest::new([3; 32]),
+        image: None,
         timing: Timing::default(),
     }
 }
@@ -69,6 +70,63 @@ fn another_cpu_template_is_refused() {
 #[test]
 fn other_devices_are_refused() {
     assert!(said(|theirs| theirs.devices = Digest::new([9; 32])).contains("different devices"));
+}
+
+/// Images with these digests, after a term of `holder`.
+fn images(holder: Option<&str>, digests: [Option<u8>; 2]) -> Result<(), String> {
+    let [ours, theirs] = digests.map(|digest| {
+        digest.map(|byte| Image {
+            digest: Digest::new([byte; 32]),
+            last_holder: holder.map(|name| NodeName::new(name).unwrap()),
+        })
+    });
+    let with = |image, hello| Hello { image, ..hello };
+    Hello::check(
+        &with(ours, hello("a", Role::Primary)),
+        &with(theirs, hello("b", Role::Backup)),
+    )
+    .map_err(|refusal| refusal.to_string())
+}
+
+#[test]
+fn hosts_with_equal_images_are_a_pair_whoever_ran_last() {
+    assert_eq!(images(None, [Some(1), Some(1)]), Ok(()));
+    assert_eq!(images(Some("b"), [Some(1), Some(1)]), Ok(()));
+}
+
+#[test]
+fn hosts_with_different_images_are_told_whose_to_copy_where() {
+    let sentence = images(Some("b"), [Some(1), Some(2)]).unwrap_err();
+    assert_eq!(
+        sentence,
+        "Host a and host b have different disk images (01010101 and 02020202): host b held the last term and has the \
+         newer one; copy it over the one on host a while neither runs, then start both again"
+    );
+}
+
+#[test]
+fn different_images_of_a_vm_that_never_ran_or_ran_elsewhere_are_refused_too() {
+    let never = images(None, [Some(1), Some(2)]).unwrap_err();
+    assert!(never.contains("no host has run this VM yet"), "{never}");
+    let elsewhere = images(Some("c"), [Some(1), Some(2)]).unwrap_err();
+    assert!(
+        elsewhere.contains("host c, which is neither of them"),
+        "{elsewhere}"
+    );
+    let one = images(Some("a"), [Some(1), None]).unwrap_err();
+    assert!(one.contains("(01010101 and none): host a held"), "{one}");
+}
+
+#[test]
+fn images_of_different_lengths_are_told_as_images_and_not_as_devices() {
+    let mut theirs = hello("b", Role::Backup);
+    theirs.devices = Digest::new([9; 32]);
+    theirs.image = Some(Image {
+        digest: Digest::new([9; 32]),
+        last_holder: None,
+    });
+    let refusal = Hello::check(&hello("a", Role::Primary), &theirs).unwrap_err();
+    assert!(matches!(refusal, Refusal::Images(..)));
 }
 
 #[test]

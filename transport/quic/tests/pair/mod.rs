@@ -79,6 +79,7 @@ impl Host {
             config: Digest::new([1; 32]),
             template: Digest::new([2; 32]),
             devices: Digest::new([3; 32]),
+            image: None,
             timing: PATIENT,
         };
         Self {

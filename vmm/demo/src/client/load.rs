@@ -101,8 +101,9 @@ impl Load {
         self.shared.tally.borrow().clone()
     }
 
-    /// Lets every connection get its last replies, then reads every key back. Returns the tally and what is missing.
-    pub(crate) async fn finish(self) -> anyhow::Result<(Tally, Losses)> {
+    /// Lets every connection get its last replies, then reads every key back. Returns who can do so again, and what is
+    /// missing.
+    pub(crate) async fn finish(self) -> anyhow::Result<(Judge, Losses)> {
         let address = self.address;
         let mut judge = self.stop().await?;
         let losses = judge.read_back(address).await.unwrap_or_else(|error| {
@@ -110,7 +111,7 @@ impl Load {
             judge.tally.story(format!("Reading back failed: {error:#}"));
             Losses::default()
         });
-        Ok((judge.tally, losses))
+        Ok((judge, losses))
     }
 
     /// Lets every connection get its last replies.

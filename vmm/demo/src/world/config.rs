@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use super::relay::Route;
-use crate::args::Arbiter;
+use crate::args::{Arbiter, Disk};
 
 /// The two hosts.
 pub(crate) const NODES: [&str; 2] = ["a", "b"];
@@ -16,7 +16,7 @@ pub(crate) const GUEST: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// Size of the network that guest and outside are in.
 pub(crate) const PREFIX: u8 = 24;
-/// The shared disk; sparse, so it costs what is written.
+/// The disk, or each host's image of it; sparse, so it costs what is written.
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
 /// Whose keys the arbiter service has.
 pub(crate) const ARBITER_NAME: &str = "arbiter";
@@ -36,6 +36,7 @@ pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
     pub(crate) arbiter: Arbiter,
     pub(crate) wire: Wire,
+    pub(crate) disk: Disk,
 }
 
 impl Layout {
@@ -47,8 +48,17 @@ impl Layout {
         self.dir.join("arbiter.toml")
     }
 
-    pub(crate) fn disk(&self) -> PathBuf {
-        self.dir.join("disk.raw")
+    /// The one disk, or both images of it.
+    pub(crate) fn disks(&self) -> Vec<PathBuf> {
+        match self.disk {
+            Disk::Shared => vec![self.dir.join(disk(self.disk, NODES[0]))],
+            Disk::Mirror => NODES.map(|node| self.dir.join(disk(self.disk, node))).to_vec(),
+        }
+    }
+
+    /// A host's own image of the disk.
+    pub(crate) fn image_of(&self, node: &str) -> Option<PathBuf> {
+        (self.disk == Disk::Mirror).then(|| self.dir.join(disk(self.disk, node)))
     }
 
     pub(crate) fn keys_dir(&self) -> PathBuf {
@@ -77,6 +87,16 @@ impl Layout {
     /// The configuration file, the same for both hosts.
     pub(crate) fn toml(&self) -> String {
         let mut text = String::from(VM);
+        push(
+            &mut text,
+            format_args!(
+                "[vm.disk]\nmode = \"{}\"\n\n",
+                match self.disk {
+                    Disk::Shared => "shared",
+                    Disk::Mirror => "mirror",
+                }
+            ),
+        );
         match self.arbiter {
             Arbiter::File => text.push_str("[arbiter]\nkind = \"file\"\ndir = \"arbiter\"\n"),
             Arbiter::Quic => {
@@ -106,8 +126,9 @@ impl Layout {
             push(
                 &mut text,
                 format_args!(
-                    "tap = \"{}\"\ndisk = \"disk.raw\"\nrun_dir = \"{node}\"\n",
-                    tap(node)
+                    "tap = \"{}\"\ndisk = \"{}\"\nrun_dir = \"{node}\"\n",
+                    tap(node),
+                    disk(self.disk, node)
                 ),
             );
         }
@@ -134,6 +155,14 @@ impl Layout {
 /// The tap of a host.
 pub(crate) fn tap(node: &str) -> String {
     format!("ls-{node}")
+}
+
+/// The file name of a host's disk.
+fn disk(disk: Disk, node: &str) -> String {
+    match disk {
+        Disk::Shared => "disk.raw".into(),
+        Disk::Mirror => format!("disk-{node}.raw"),
+    }
 }
 
 fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
@@ -166,7 +195,4 @@ memory_mib = 64
 cmdline = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379"
 [vm.net]
 mac = "52:54:00:4c:53:01"
-[vm.disk]
-mode = "shared"
-
 "#;

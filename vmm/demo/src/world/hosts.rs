@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
@@ -89,6 +89,12 @@ impl Host {
     /// The power cut: every process of the host, at once.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
+    }
+
+    /// Asks its first process to stop, as an operator would.
+    pub(crate) fn terminate(&mut self) {
+        // It may have ended already, which is what it is asked for.
+        let _ = kill(self.group, Signal::SIGTERM);
     }
 
     /// Stops every process of the host where it is.

@@ -102,7 +102,8 @@ fn outcome(dies_after: usize, meddle: impl FnOnce(&Store)) -> (Tally, Losses) {
         while load.tally().acked + load.tally().broken < ENOUGH && load.tally().broken < 4 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        load.finish().await.unwrap()
+        let (judge, losses) = load.finish().await.unwrap();
+        (judge.tally, losses)
     })
 }
 
