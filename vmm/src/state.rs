@@ -154,3 +154,6 @@ impl MachineState {
         self.memory_mib
     }
 }
+
+#[cfg(test)]
+mod tests;
