@@ -18,7 +18,7 @@ use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -169,10 +169,7 @@ impl Source {
             return None;
         }
         self.attention.0.store(false, Ordering::Release);
-        match self.requests.try_recv() {
-            Ok(request) => Some(request),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.requests.try_recv().ok()
     }
 }
 
