@@ -38,6 +38,11 @@ pub(crate) enum Command {
     /// Starts the VM on this host as primary or backup, together with its device processes, and stays in the foreground.
     /// Start both sides with the same configuration file, in any order; the guest powers on when the backup is there.
     Run(RunArgs),
+    /// Be a spare: take in a VM that runs unprotected on the other host, and protect it
+    ///
+    /// Waits until the other host of the configuration runs the VM alone, for example after a takeover. Then the VM is
+    /// copied here while it runs, and this host is its backup, as if it had been there from the start.
+    Standby(StandbyArgs),
     /// Show what a running node is doing
     ///
     /// Asks the control socket of a running node. Name the node by its run directory, or by configuration and name.
@@ -89,6 +94,20 @@ pub(crate) enum StartRole {
     Primary,
     /// Executes what the primary executed, and says nothing until it must
     Backup,
+}
+
+/// Arguments of `lockstep standby`.
+#[derive(Debug, Args)]
+pub(crate) struct StandbyArgs {
+    /// The configuration file, the same on both hosts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Which [node.NAME] of the file this host is
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// Die when the process that started this one dies
+    #[arg(long, hide = true)]
+    pub(crate) die_with_parent: bool,
 }
 
 /// Arguments of `lockstep status`.

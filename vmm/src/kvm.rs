@@ -3,14 +3,15 @@
 
 use crate::board::clock::MSR_WALL_CLOCK;
 use crate::board::pc::MSR_TSC;
+use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, kvm_cpuid_entry2,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MSR_EXIT_REASON_FILTER, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use std::io;
 use std::path::Path;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::IntoBytes;
 
@@ -37,6 +38,9 @@ pub enum KvmError {
     /// A capability is missing.
     #[error("This KVM lacks {0}; a newer kernel has it")]
     Capability(&'static str),
+    /// Two cannot both clear what was noted.
+    #[error("The written pages of this VM are tracked already")]
+    Tracked,
     /// An ioctl failed.
     #[error("KVM refused to {what}")]
     Refused {
@@ -92,26 +96,52 @@ pub fn open() -> Result<Kvm, KvmError> {
 ///
 /// # Errors
 /// When KVM refuses one of the steps.
-pub fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, KvmError> {
+pub fn create_vm(kvm: &Kvm, memory: &GuestRam) -> Result<VmFd, KvmError> {
     let vm = kvm.create_vm().map_err(KvmError::refused("create a VM"))?;
     vm.set_tss_address(TSS_ADDRESS)
         .map_err(KvmError::refused("place the TSS pages"))?;
+    set_slots(&vm, memory, 0).map_err(KvmError::refused("take the guest memory"))?;
+    Ok(vm)
+}
+
+/// From now on KVM notes which pages the guest writes, or does so no longer.
+///
+/// `memory` is the one that the VM was created with; its slots stay where they are.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn log_writes(vm: &VmFd, memory: &GuestRam, on: bool) -> Result<(), KvmError> {
+    let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+    set_slots(vm, memory, flags).map_err(KvmError::refused("note which pages the guest writes"))
+}
+
+/// A bit for every page of region `slot` that the guest wrote since the last call; clears them.
+///
+/// # Errors
+/// When KVM refuses, or notes no writes.
+pub fn take_written(vm: &VmFd, slot: u32, bytes: usize) -> Result<Vec<u64>, KvmError> {
+    vm.get_dirty_log(slot, bytes)
+        .map_err(KvmError::refused("tell which pages the guest wrote"))
+}
+
+fn set_slots(vm: &VmFd, memory: &GuestRam, flags: u32) -> Result<(), kvm_ioctls::Error> {
     for (slot, region) in (0_u32..).zip(memory.iter()) {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
             .expect("address 0 is inside every region, which is never empty");
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: host as u64,
         };
-        // SAFETY: the range is one live mapping of `region.len()` bytes; the machine owns both the VM and a clone of
-        // `memory`, so the mapping outlives the slot, and the slots of distinct regions do not overlap.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::refused("take the guest memory"))?;
+        // SAFETY: the range is one live mapping of `region.len()` bytes; whoever holds the VM, the machine or a write
+        // tracker, holds a clone of `memory` too, so the mapping outlives the slot, and the slots of distinct regions do
+        // not overlap.
+        unsafe { vm.set_user_memory_region(slot) }?;
     }
-    Ok(vm)
+    Ok(())
 }
 
 /// Makes the MSRs whose answers would come from the host's clock exit to us: KVM's own clock never runs.

@@ -4,7 +4,8 @@
 //! 2. [`machine`]: what is built, on [`kvm`] and [`memory`], started by [`boot`], with a [`board`] and [`virtio`] windows.
 //! 3. [`vcpu`]: from one synchronous exit to the next.
 //! 4. [`ft`]: what happens in the window between them, on a primary and on a backup.
-//! 5. [`status`] and [`cli`]: what people see of it.
+//! 5. [`state`] and [`transfer`]: how a machine that runs comes to another host.
+//! 6. [`status`] and [`cli`]: what people see of it.
 #![deny(unsafe_code)]
 
 // What the VMM and the micro guest agreed on; one text for both.
@@ -32,7 +33,9 @@ pub mod memory;
 pub mod monitor;
 pub mod run;
 pub mod spawn;
+pub mod state;
 pub mod status;
 pub mod stop;
+pub mod transfer;
 pub mod vcpu;
 pub mod virtio;

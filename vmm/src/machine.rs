@@ -8,6 +8,7 @@ mod digest;
 mod exit;
 mod parts;
 mod room;
+mod transfer;
 mod user_tsc;
 mod window;
 
@@ -15,15 +16,18 @@ pub use digest::MachineDigest;
 pub use exit::{End, Exit, IdleLimit, Kick};
 pub(crate) use parts::Parts;
 pub use room::ReceiveRoom;
+pub use transfer::{CaptureError, RestoreError};
+pub(crate) use user_tsc::Hook;
 
 use crate::board::Board;
+use crate::memory::GuestRam;
 use crate::vcpu::{Stop, Vcpu, VcpuError};
 use crate::virtio::mmio::MmioDevice;
 use crate::{boot, kvm, memory};
 use kvm_ioctls::VmFd;
 use lockstep_protocol::ids::{DeviceId, GuestTime, Position};
 use std::sync::Arc;
-use vm_memory::GuestMemoryMmap;
+use std::sync::atomic::AtomicBool;
 
 /// Everything a machine is made from; equal on both hosts.
 #[derive(Debug)]
@@ -74,10 +78,12 @@ pub enum BuildError {
 pub struct Machine {
     // Declared before the memory: the VM with its slots is gone before the mapping is.
     vcpu: Vcpu,
-    _vm: VmFd,
+    vm: Arc<VmFd>,
     pub(crate) parts: Parts,
-    hook: Option<user_tsc::Hook>,
+    hook: Option<Hook>,
     template: [u8; 16],
+    /// Set while written pages are tracked.
+    tracked: Arc<AtomicBool>,
 }
 
 impl Machine {
@@ -125,10 +131,11 @@ impl Machine {
         };
         Ok(Self {
             vcpu,
-            _vm: vm,
+            vm: Arc::new(vm),
             parts,
             hook: None,
             template: template.digest(),
+            tracked: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -182,7 +189,7 @@ impl Machine {
 
     /// Guest memory, to be shared with device processes.
     #[must_use]
-    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+    pub fn memory(&self) -> &Arc<GuestRam> {
         &self.parts.memory
     }
 

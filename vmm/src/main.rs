@@ -11,7 +11,7 @@ use clap::Parser;
 use lockstep_protocol::ids::LogOffset;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, LogFormat, RunArgs, StartRole};
+use crate::args::{Cli, Command, LogFormat, RunArgs, StandbyArgs, StartRole};
 use lockstep_vmm::config::Config;
 use lockstep_vmm::{cli, run};
 
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&run_options(args)?),
+        Command::Standby(args) => run::run(&standby_options(args)?),
         Command::Status(args) => cli::status::status(
             args.run_dir.as_deref(),
             args.config.as_deref(),
@@ -59,10 +60,23 @@ fn run_options(args: RunArgs) -> anyhow::Result<run::RunOptions> {
     })
 }
 
+fn standby_options(args: StandbyArgs) -> anyhow::Result<run::RunOptions> {
+    let config = Config::load(&args.config)?;
+    config.node(&args.node)?;
+    Ok(run::RunOptions {
+        config,
+        node: args.node,
+        role: run::StartRole::Spare,
+        alone: false,
+        die_with_parent: args.die_with_parent,
+        die_at_record: None,
+    })
+}
+
 /// Log lines go to standard error: a command's standard output is its answer.
 fn start_log(format: LogFormat, command: &Command) {
     // A long-running node tells what it does; the one-shot commands speak for themselves.
-    let default = if matches!(command, Command::Run(_)) {
+    let default = if matches!(command, Command::Run(_) | Command::Standby(_)) {
         "info"
     } else {
         ONE_SHOT_LOG

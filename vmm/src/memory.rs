@@ -3,8 +3,12 @@
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::fs::File;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// Guest memory. It notes every page that the VMM itself writes; what the guest writes, KVM notes when asked to.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 
 /// The largest guest that fits below the device window without a second region.
 pub const MEMORY_MIB_MAX: u64 = 3072;
@@ -36,7 +40,7 @@ pub enum MemoryError {
 ///
 /// # Errors
 /// When the host has no room for it.
-pub fn create(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
+pub fn create(mib: u64) -> Result<GuestRam, MemoryError> {
     let file = |source| MemoryError::File { mib, source };
     let bytes = mib << 20;
     let memfd =
@@ -46,5 +50,5 @@ pub fn create(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(file)?;
     let size = usize::try_from(bytes).expect("this crate is for 64-bit hosts");
     let range = (GuestAddress(0), size, Some(FileOffset::new(File::from(memfd), 0)));
-    GuestMemoryMmap::from_ranges_with_files([range]).map_err(|source| MemoryError::Map { mib, source })
+    GuestRam::from_ranges_with_files([range]).map_err(|source| MemoryError::Map { mib, source })
 }

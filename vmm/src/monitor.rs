@@ -5,6 +5,7 @@
 
 use crate::ft::lateness::Lateness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
+use crate::transfer::progress::Progress;
 use lockstep_protocol::ids::{GuestTime, Position, Term};
 use lockstep_protocol::session::PeerLost;
 use lockstep_staging::gate::{GateWriter, boottime};
@@ -59,6 +60,7 @@ pub struct Monitor {
     guest_time: AtomicU64,
     longest_run_us: AtomicU64,
     longest_wait_us: AtomicU64,
+    copying: Arc<Progress>,
     slow: Mutex<Slow>,
 }
 
@@ -99,6 +101,7 @@ impl Monitor {
             guest_time: AtomicU64::new(0),
             longest_run_us: AtomicU64::new(0),
             longest_wait_us: AtomicU64::new(0),
+            copying: Arc::default(),
             slow: Mutex::new(slow),
         });
         monitor.note(What::Started);
@@ -118,6 +121,11 @@ impl Monitor {
             .store(micros(lateness.longest_run), Ordering::Relaxed);
         self.longest_wait_us
             .store(micros(lateness.longest_wait), Ordering::Relaxed);
+    }
+
+    /// Where a copy of the VM counts how far it is.
+    pub fn copying(&self) -> &Arc<Progress> {
+        &self.copying
     }
 
     /// The node plays another part from now on.
@@ -192,7 +200,10 @@ impl Monitor {
                 records: view.log_end.saturating_sub(view.executed),
                 positions: view.lag_positions,
             },
-            held_outputs: gates.iter().map(|gate| gate.held).sum(),
+            held_outputs: gates
+                .iter()
+                .map(|gate| gate.held.saturating_add(gate.unread))
+                .fold(0, u64::saturating_add),
             released_outputs: gates.iter().map(|gate| gate.released).sum(),
             log_bytes: view.log_bytes,
             input_bytes: view.input_bytes,
@@ -212,6 +223,7 @@ impl Monitor {
             guest_time_ns: self.guest_time.load(Ordering::Relaxed),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             takeover: slow.takeover.clone(),
+            copy: self.copying.shown(),
             events: slow.events.clone(),
         }
     }

@@ -1,12 +1,15 @@
 //! `lockstep run`: one side of a protected VM, from its configuration to its end.
 //!
 //! [`run`] builds what both roles need, then hands over to the run loop of the role: `live` for whoever talks to the
-//! outside, `shadow` for a backup, which becomes live when its primary is lost. Each role owns its parts; changing it
+//! outside, `shadow` for a backup, which becomes live when its primary is lost, `standby` for a spare, which becomes a
+//! backup. Each role owns its parts; changing it
 //! consumes the old one.
 
 mod image;
 mod live;
+mod reprotect;
 mod shadow;
+mod standby;
 mod start;
 
 use crate::board::clock::HostClock;
@@ -17,7 +20,7 @@ use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
-use crate::machine::{End, Machine, MachineSpec};
+use crate::machine::{self, End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor, unix_ns};
 use crate::spawn::{self, DeviceProcess};
 use crate::status::{Role, What};
@@ -58,6 +61,8 @@ pub enum StartRole {
     Primary,
     /// Executes what the primary executed.
     Backup,
+    /// Waits for a VM that runs unprotected, takes it in, and is its backup then.
+    Spare,
 }
 
 /// How a run ends, other than by an error.
@@ -102,6 +107,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
         (StartRole::Primary, true) => live::start_alone(&mut host, ports),
         (StartRole::Primary, false) => live::start_protected(&mut host, ports),
         (StartRole::Backup, _) => shadow::start(&mut host, ports),
+        (StartRole::Spare, _) => standby::start(&mut host, ports),
     }?;
     match ended {
         Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
@@ -138,7 +144,8 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         },
     };
     let mut processes = spawn::device_processes(&config, &node)?;
-    let ports = connect_ports(&mut processes, &config, !options.alone)?;
+    let compares_images = !options.alone && options.role != StartRole::Spare;
+    let ports = connect_ports(&mut processes, &config, compares_images)?;
     monitor.set_devices(
         processes
             .iter()
@@ -190,6 +197,23 @@ impl Host {
             waker: self.waker.clone(),
             monitor: Arc::clone(&self.monitor),
             stop: self.stop.clone(),
+            listening: None,
+        }
+    }
+
+    /// The machine of a VM that comes from another host: what it boots is in its memory already.
+    fn spec(&self, ports: &[DevicePort]) -> MachineSpec<'static> {
+        MachineSpec {
+            memory_mib: u64::from(self.config.vm.memory_mib),
+            guest: match self.config.vm.guest {
+                Guest::Micro => machine::Guest::Micro(MICRO_GUEST),
+                Guest::Linux { .. } => machine::Guest::Linux {
+                    kernel: &[],
+                    initrd: &[],
+                },
+            },
+            cmdline: self.config.vm.cmdline.clone(),
+            devices: ports.iter().map(DevicePort::window).collect(),
         }
     }
 

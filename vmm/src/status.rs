@@ -54,6 +54,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// What the last takeover took; absent until there was one.
     pub takeover: Option<Takeover>,
+    /// The last copy of the VM to a spare, or from another host; absent until there was one.
+    #[serde(default)]
+    pub copy: Option<Copy>,
     /// What happened here, oldest first; bounded by [`EVENTS_MAX`].
     pub events: Vec<Event>,
 }
@@ -70,6 +73,8 @@ pub enum Role {
     Backup,
     /// Talks to the outside unprotected: it holds the term alone.
     Alone,
+    /// A spare: waits for a VM to be copied to it, or takes it in.
+    Standby,
     /// Lost its peer and is claiming the next term.
     TakingOver,
     /// Lost a claim, or stopped; nothing leaves it any more.
@@ -127,6 +132,27 @@ pub struct Takeover {
     pub promote_ms: f64,
 }
 
+/// A copy of a running VM to another host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Copy {
+    /// Rounds over the memory so far.
+    pub rounds: u32,
+    /// Pages that went over, those of all rounds.
+    pub pages: u64,
+    /// In so many bytes.
+    pub bytes: u64,
+    /// Pages of this round that are left; 0 where only the other host knows.
+    pub pages_left: u64,
+    /// Bytes in a second, on the average.
+    pub bytes_per_s: u64,
+    /// An estimate of how long this round still takes; absent when the copy is over.
+    pub seconds_left: Option<f64>,
+    /// How long it has taken.
+    pub seconds: f64,
+    /// How long the guest stood still for it; absent until it is over.
+    pub stop_ms: Option<f64>,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
@@ -156,6 +182,10 @@ pub enum What {
     Claimed,
     /// The guest talks to the outside from here.
     Live,
+    /// The VM began to be copied to a spare.
+    CopyBegan,
+    /// A backup that the VM was copied to protects it.
+    Protected,
     /// This node stopped for good.
     Halted,
 }

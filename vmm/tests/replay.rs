@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod copies;
 mod recording;
 
 use lockstep_protocol::ids::{GuestTime, Position};

@@ -11,6 +11,8 @@ use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig
 
 /// What two VMMs of a pair speak.
 pub const ALPN_PAIR: &[u8] = b"lockstep-pair/1";
+/// What two VMMs speak while one of them copies its VM to the other.
+pub const ALPN_STATE: &[u8] = b"lockstep-state/1";
 /// What a VMM and the arbiter speak.
 pub const ALPN_ARBITER: &[u8] = b"lockstep-arbiter/1";
 
@@ -63,6 +65,20 @@ impl LinkConfig {
             streams: 8,
             idle_timeout: Duration::from_secs(10),
             keep_alive: None,
+            socket_buffer: SOCKET_BUFFER,
+        }
+    }
+
+    /// Between a VMM that runs unprotected and a spare: bulk one way, a word now and then.
+    pub fn state() -> Self {
+        Self {
+            alpn: ALPN_STATE,
+            stream_window: 8 * 1024 * 1024,
+            connection_window: 16 * 1024 * 1024,
+            send_window: 16 * 1024 * 1024,
+            streams: 4,
+            idle_timeout: Duration::from_secs(2),
+            keep_alive: Some(Duration::from_millis(300)),
             socket_buffer: SOCKET_BUFFER,
         }
     }

@@ -4,7 +4,7 @@
 //! they are made), [`pinning`] (the check at every handshake), [`config`] (the limits of a connection),
 //! [`endpoint`] (sockets, connecting, accepting), [`failure`] (what went wrong, for people); then
 //! [`link`] (one half of a pair, for the VMM), `session` (hello and streams), `driver` (the thread that moves bytes between
-//! streams and machine), `streams` (which stream is which), [`clock`] (the pair's clock).
+//! streams and machine), `streams` (which stream is which), [`state`] (a second connection, to copy a VM), [`clock`] (the pair's clock).
 //!
 //! This is the only crate below the arbiter and the VMM that knows tokio and quinn. It decides nothing about
 //! the pair: it moves bytes between a peer that it has recognised and the state machines of `lockstep_protocol`.
@@ -22,5 +22,6 @@ pub mod keys;
 pub mod link;
 pub mod pinning;
 mod session;
+pub mod state;
 mod streams;
 mod tls;

@@ -200,7 +200,7 @@ async fn greet_primary(
 }
 
 /// Is this the hello of our other half?
-fn judge(ours: &Hello, word: Message) -> Result<Hello, PairError> {
+pub(crate) fn judge(ours: &Hello, word: Message) -> Result<Hello, PairError> {
     match word {
         Message::Hello(theirs) => match Hello::check(ours, &theirs) {
             Ok(()) => Ok(*theirs),
@@ -230,7 +230,11 @@ fn name_of(message: &Message) -> &'static str {
 }
 
 /// Tells the peer why there is no session, on the control stream and again in the closing of the connection.
-async fn refuse(connection: &Connection, control: &mut MessageWriter, error: PairError) -> PairError {
+pub(crate) async fn refuse(
+    connection: &Connection,
+    control: &mut MessageWriter,
+    error: PairError,
+) -> PairError {
     if let PairError::Refused(refusal) = &error {
         let sentence = Sentence::new(&refusal.to_string());
         if control.write(&Message::Refused(sentence.clone())).await.is_ok() {
@@ -242,7 +246,7 @@ async fn refuse(connection: &Connection, control: &mut MessageWriter, error: Pai
 }
 
 /// A step of the hello, with an end to its time.
-async fn within<T>(
+pub(crate) async fn within<T>(
     address: SocketAddr,
     limit: Duration,
     step: impl Future<Output = Result<T, StreamFault>>,

@@ -18,6 +18,7 @@ pub(crate) enum StreamKind {
     Log = 2,
     Ack = 3,
     Heartbeat = 4,
+    State = 5,
 }
 
 impl StreamKind {
@@ -27,12 +28,12 @@ impl StreamKind {
             Self::Heartbeat => 3,
             Self::Ack => 2,
             Self::Control => 1,
-            Self::Log => 0,
+            Self::Log | Self::State => 0,
         }
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::Control, Self::Log, Self::Ack, Self::Heartbeat]
+        [Self::Control, Self::Log, Self::Ack, Self::Heartbeat, Self::State]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -210,6 +211,16 @@ pub(crate) async fn accept_with_heartbeat(
         (StreamKind::Heartbeat, kind) if kind == other => Ok((first, second)),
         (kind, StreamKind::Heartbeat) if kind == other => Ok((second, first)),
         strange => Err(StreamFault::Said(format!("Streams of kinds {strange:?}"))),
+    }
+}
+
+/// The stream of a VM's state, which the peer opens.
+pub(crate) async fn accept_state(connection: &Connection) -> Result<RecvStream, StreamFault> {
+    match accept(connection).await? {
+        (StreamKind::State, stream) => Ok(stream),
+        (other, _) => Err(StreamFault::Said(format!(
+            "A {other:?} stream where the state should be"
+        ))),
     }
 }
 

@@ -220,8 +220,10 @@ fn a_restarted_peer_ends_the_old_connection_at_once() {
     });
 
     let ended = survivor.block_on(async {
-        let mut sending = at_client.open_uni().await.unwrap();
-        sending.write_all(&[0; 256]).await.unwrap();
+        // The reset that answers the first packet may come before everything is sent.
+        if let Ok(mut sending) = at_client.open_uni().await {
+            let _ = sending.write_all(&[0; 256]).await;
+        }
         tokio::time::timeout(Duration::from_secs(2), at_client.closed()).await
     });
 

@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::doorbell::Doorbell;
 use crate::gate::{GateReader, Mode, wake};
-use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX, UNTOLD_MAX};
 use crate::memory::{SharedMemory, Which, word};
 use crate::message::{Order, OrderBytes, StagedHeader, tag};
 use crate::ring::{Consumer, Fault, Producer, ReserveError, Slot};
@@ -64,6 +64,8 @@ pub struct DeviceEnd {
     /// What `look` saw last; a change keeps us from sleeping.
     seen: (Gate, Mode),
     waiting_for: Option<LogOffset>,
+    /// Chains given back since the VMM was last woken for that.
+    untold: u16,
 }
 
 impl DeviceEnd {
@@ -88,6 +90,7 @@ impl DeviceEnd {
             gate,
             seen,
             waiting_for: None,
+            untold: 0,
             memory,
         }
     }
@@ -169,7 +172,8 @@ impl DeviceEnd {
         }
     }
 
-    /// The oldest `count` heads in flight of this queue are done.
+    /// The oldest `count` heads in flight of this queue are done. The VMM is woken when there are many: by themselves they
+    /// are no reason to wake a guest, so it finds a few when something else wakes it.
     pub fn stage_returned(&mut self, queue: QueueIndex, count: u16) -> Result<(), StageError> {
         let header = StagedHeader {
             queue: queue.get(),
@@ -178,7 +182,11 @@ impl DeviceEnd {
         };
         let slot = reserve_staged(&mut self.completions, header, 0)?;
         slot.commit(size_of::<StagedHeader>(), tag::RETURNED);
-        self.wake_vmm();
+        self.untold = self.untold.saturating_add(count);
+        if self.untold >= UNTOLD_MAX {
+            self.untold = 0;
+            self.wake_vmm();
+        }
         Ok(())
     }
 

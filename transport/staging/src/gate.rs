@@ -12,8 +12,11 @@ use lockstep_protocol::outbox::Gate;
 use lockstep_protocol::time::Instant;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
-use crate::memory::{SharedMemory, word};
+use crate::memory::{SharedMemory, Which, word};
+use crate::message::OrderBytes;
+use crate::ring::entries_of;
 
 /// What the VMM wants the device process to do with the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +56,12 @@ pub struct GateSnapshot {
     pub gate: Gate,
     /// What the VMM published.
     pub mode: Mode,
-    /// The smallest log offset that a held output waits for.
+    /// The smallest log offset that a held output waits for, or an order that the device process sleeps through.
     pub waiting_for: Option<LogOffset>,
     /// How many outputs the device process says it holds.
     pub held: u64,
+    /// How many orders it has not read: outputs are among them.
+    pub unread: u64,
     /// How many it says it has released since set-up.
     pub released: u64,
 }
@@ -65,13 +70,19 @@ pub struct GateSnapshot {
 #[derive(Clone, Debug)]
 pub struct GateWriter {
     memory: Arc<SharedMemory>,
+    deferral: Arc<Deferral>,
     device_doorbell: Arc<Doorbell>,
 }
 
 impl GateWriter {
-    pub(crate) fn new(memory: Arc<SharedMemory>, device_doorbell: Arc<Doorbell>) -> Self {
+    pub(crate) fn new(
+        memory: Arc<SharedMemory>,
+        deferral: Arc<Deferral>,
+        device_doorbell: Arc<Doorbell>,
+    ) -> Self {
         Self {
             memory,
+            deferral,
             device_doorbell,
         }
     }
@@ -92,6 +103,14 @@ impl GateWriter {
         self.wake_if_releasable();
     }
 
+    /// A host that was alone gets a backup: outputs wait for acks from `acked` on, and for a lease. Called while the guest
+    /// stands still and nobody else publishes, so that no output is read meanwhile. The lease ends first: whoever reads
+    /// the one word before and the other after it lets nothing out that may not leave.
+    pub fn await_backup(&self, acked: LogOffset) {
+        self.memory.word(word::LEASE_UNTIL).store(0, Ordering::SeqCst);
+        self.memory.word(word::ACKED).store(acked.get(), Ordering::SeqCst);
+    }
+
     /// Changes the mode; the device process is woken whatever it does.
     pub fn set_mode(&self, mode: Mode) {
         self.memory.flag(word::MODE).store(mode as u32, Ordering::SeqCst);
@@ -100,22 +119,30 @@ impl GateWriter {
 
     /// What stands there now.
     pub fn snapshot(&self) -> GateSnapshot {
-        let waiting_for = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
         GateSnapshot {
             gate: read_gate(&self.memory),
             mode: read_mode(&self.memory),
-            waiting_for: (waiting_for != u64::MAX).then(|| LogOffset::new(waiting_for)),
+            waiting_for: self.waiting_for(),
             held: self.memory.word(word::HELD).load(Ordering::Relaxed),
+            unread: entries_of(&self.memory, Which::Orders, size_of::<OrderBytes>()),
             released: self.memory.word(word::RELEASED).load(Ordering::Relaxed),
         }
     }
 
     fn wake_if_releasable(&self) {
         fence(Ordering::SeqCst);
-        let waiting_for = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
-        if waiting_for <= self.memory.word(word::ACKED).load(Ordering::SeqCst) {
+        let acked = LogOffset::new(self.memory.word(word::ACKED).load(Ordering::SeqCst));
+        if self.waiting_for().is_some_and(|needs| needs <= acked) {
+            self.deferral.claim();
             wake(&self.memory, word::DEVICE_SLEEPS, &self.device_doorbell);
         }
+    }
+
+    /// What the soonest output waits for, wherever it is.
+    fn waiting_for(&self) -> Option<LogOffset> {
+        let held = self.memory.word(word::WAITING_FOR).load(Ordering::SeqCst);
+        let held = (held != u64::MAX).then(|| LogOffset::new(held));
+        held.into_iter().chain(self.deferral.soonest()).min()
     }
 }
 

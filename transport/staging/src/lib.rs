@@ -18,11 +18,12 @@
 //! when the other side said that it sleeps.
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
-//! `memory` (where all this lies), then [`vmm_end`], [`listener`] and [`device_end`]. [`chain`] is how a
-//! device process reads what an order names, [`mirrored`] what a disk's says on a backup.
+//! `memory` (where all this lies), then [`vmm_end`] (with `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
+//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup.
 #![forbid(unsafe_code)]
 
 pub mod chain;
+mod deferral;
 pub mod device_end;
 pub mod doorbell;
 pub mod gate;

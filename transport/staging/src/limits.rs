@@ -25,6 +25,14 @@ pub const BLK_FRAMES_RING: u64 = RING_BYTES_MIN;
 /// 2,730 orders: more than any two queues have heads, so a correct VMM never finds it full.
 pub const ORDERS_RING: u64 = 64 << 10;
 
+/// Orders that a device process may sleep through until their ack. More, and their chains would be missed by a guest
+/// that sends much: the micro guest has 24 large frames on their way at most.
+pub const DEFERRED_MAX: usize = 12;
+
+/// Chains that were given back without waking the VMM. The VMM itself gives them to an idle guest when half a queue of
+/// them is there, which is more.
+pub const UNTOLD_MAX: u16 = 64;
+
 /// Descriptors of one chain, those of an indirect table included: twice the largest queue that virtio drivers use.
 pub const CHAIN_DESCRIPTORS_MAX: usize = 2048;
 

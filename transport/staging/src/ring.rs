@@ -11,7 +11,7 @@ use std::sync::atomic::{Ordering, fence};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
-use crate::memory::{RingPlace, SharedMemory};
+use crate::memory::{RingPlace, SharedMemory, Which};
 
 /// The other side said what an honest other side cannot say; the session must be closed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -59,6 +59,15 @@ const fn span(payload: u64) -> u64 {
 
 const fn header(length: u32, tag: u32) -> u64 {
     length as u64 | (tag as u64) << 32
+}
+
+/// How many entries of `payload` bytes each, all alike, were produced and not consumed. The other side may lie about its
+/// index, so this is for reports only.
+pub(crate) fn entries_of(memory: &SharedMemory, which: Which, payload: usize) -> u64 {
+    let place = memory.place(which);
+    let consumed = memory.word(place.consumed).load(Ordering::Acquire);
+    let produced = memory.word(place.produced).load(Ordering::Acquire);
+    produced.saturating_sub(consumed).min(place.capacity) / span(payload as u64)
 }
 
 /// The writing side of a ring.

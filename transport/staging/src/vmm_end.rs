@@ -11,15 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use lockstep_protocol::ids::{Head, QueueIndex};
+use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
 use thiserror::Error;
 use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
 use crate::gate::{GateWriter, wake};
 use crate::limits::{
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, IMAGE_PATIENCE, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, IMAGE_PATIENCE, NET_COMPLETIONS_RING,
+    NET_FRAMES_RING, ORDERS_RING,
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{
@@ -100,6 +102,9 @@ pub struct VmmEnd {
     completions: Consumer,
     frames: Consumer,
     orders: Producer,
+    deferral: Arc<Deferral>,
+    /// How many orders were deferred since the device process was last woken for one, or more.
+    deferred: usize,
     doorbell: Doorbell,
     device_doorbell: Arc<Doorbell>,
 }
@@ -139,6 +144,8 @@ impl VmmEnd {
             completions: consumer(Which::Completions),
             frames: consumer(Which::Frames),
             orders: Producer::new(memory.clone(), memory.place(Which::Orders)),
+            deferral: Arc::default(),
+            deferred: 0,
             doorbell,
             device_doorbell: Arc::new(device_doorbell),
             memory,
@@ -178,7 +185,7 @@ impl VmmEnd {
         self.frames.has_entries()
     }
 
-    /// Hands a head over; call [`Self::flush_orders`] after the last one of a window.
+    /// Hands a head over; call [`Self::flush_orders`] or [`Self::defer_orders`] after the last one of a window.
     pub fn push_order(&mut self, order: Order) -> Result<(), PushError> {
         let body = OrderBytes::from(order);
         let slot = self
@@ -198,7 +205,25 @@ impl VmmEnd {
 
     /// Wakes the device process if it sleeps.
     pub fn flush_orders(&self) {
+        self.deferral.claim();
         wake(&self.memory, word::DEVICE_SLEEPS, &self.device_doorbell);
+    }
+
+    /// Lets the device process sleep until `needs` is acked, if it sleeps: of the last `count` orders nothing could
+    /// leave before. It is woken all the same when many wait, so that their chains go back to the guest.
+    pub fn defer_orders(&mut self, needs: LogOffset, count: usize) {
+        let before = if self.deferral.add(needs) {
+            0
+        } else {
+            self.deferred
+        };
+        self.deferred = before + count;
+        // An ack that came just before this found nothing deferred.
+        fence(Ordering::SeqCst);
+        let acked = self.memory.word(word::ACKED).load(Ordering::SeqCst);
+        if self.deferred > DEFERRED_MAX || needs.get() <= acked {
+            self.flush_orders();
+        }
     }
 
     /// What to poll while sleeping.
@@ -236,7 +261,11 @@ impl VmmEnd {
 
     /// The gate, for the thread that hears acks.
     pub fn gate(&self) -> GateWriter {
-        GateWriter::new(self.memory.clone(), self.device_doorbell.clone())
+        GateWriter::new(
+            self.memory.clone(),
+            self.deferral.clone(),
+            self.device_doorbell.clone(),
+        )
     }
 
     fn give_room(&self, popped: bool, producer_waits: bool) {

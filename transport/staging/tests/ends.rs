@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
 use lockstep_protocol::outbox::Gate;
 use lockstep_protocol::time::Instant;
-use lockstep_staging::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
+use lockstep_staging::limits::{COMPLETION_BYTES_MAX, DEFERRED_MAX, FRAME_BYTES_MAX, UNTOLD_MAX};
 use lockstep_staging::{
     AcceptError, BindError, ConnectError, DeviceEnd, DeviceFacts, DeviceKind, DeviceListener, Doorbell, Mode,
     Order, StageError, Staged, VmmEnd, VmmFacts,
@@ -323,6 +323,70 @@ fn orders_keep_a_device_awake_only_while_it_takes_orders() {
     wait_readable(device.doorbell());
 }
 
+fn transmit(head: u16, needs: LogOffset) -> Order {
+    Order {
+        queue: QueueIndex::new(1),
+        head: Head::new(head),
+        needs,
+    }
+}
+
+#[test]
+fn a_device_sleeps_through_an_order_until_its_ack() {
+    let (mut vmm, mut device, _) = pair(DeviceKind::Net);
+    let writer = vmm.gate();
+    device.mode();
+    assert!(device.prepare_sleep(true));
+    vmm.push_order(transmit(0, LogOffset::new(10))).unwrap();
+    vmm.defer_orders(LogOffset::new(10), 1);
+    writer.publish_acked(LogOffset::new(9));
+    assert!(is_silent(device.doorbell()));
+    let snapshot = writer.snapshot();
+    assert_eq!(
+        (snapshot.waiting_for, snapshot.unread),
+        (Some(LogOffset::new(10)), 1)
+    );
+
+    writer.publish_acked(LogOffset::new(10));
+    wait_readable(device.doorbell());
+    device.wake_up();
+    assert_eq!(device.pop_order().unwrap(), Some(transmit(0, LogOffset::new(10))));
+    assert_eq!(writer.snapshot().unread, 0);
+}
+
+#[test]
+fn an_order_that_is_acked_already_wakes_the_device_at_once() {
+    let (mut vmm, mut device, _) = pair(DeviceKind::Net);
+    vmm.gate().publish_acked(LogOffset::new(10));
+    device.gate();
+    device.mode();
+    assert!(device.prepare_sleep(true));
+    vmm.push_order(transmit(0, LogOffset::new(10))).unwrap();
+    vmm.defer_orders(LogOffset::new(10), 1);
+    wait_readable(device.doorbell());
+}
+
+#[test]
+fn a_device_does_not_sleep_through_many_orders() {
+    let (mut vmm, mut device, _) = pair(DeviceKind::Net);
+    device.mode();
+    assert!(device.prepare_sleep(true));
+    vmm.defer_orders(LogOffset::new(10), DEFERRED_MAX);
+    assert!(is_silent(device.doorbell()));
+    vmm.defer_orders(LogOffset::new(11), 1);
+    wait_readable(device.doorbell());
+}
+
+#[test]
+fn a_vmm_sleeps_through_a_few_chains_given_back_but_not_through_many() {
+    let (vmm, mut device, _) = pair(DeviceKind::Net);
+    assert!(vmm.prepare_sleep());
+    device.stage_returned(QueueIndex::new(1), UNTOLD_MAX - 1).unwrap();
+    assert!(is_silent(vmm.doorbell()));
+    device.stage_returned(QueueIndex::new(1), 1).unwrap();
+    wait_readable(vmm.doorbell());
+}
+
 #[test]
 fn a_full_ring_pushes_back_and_room_wakes_the_device() {
     let (mut vmm, mut device, _) = pair(DeviceKind::Net);
@@ -402,7 +466,7 @@ fn a_hundred_thousand_entries_pass_between_sleepy_threads_and_none_is_lost() {
 }
 
 #[test]
-fn orders_and_returns_go_round_between_two_sleepy_threads() {
+fn orders_and_completions_go_round_between_two_sleepy_threads() {
     const COUNT: u64 = 50_000;
     let (mut vmm, mut device, _) = pair(DeviceKind::Net);
     let queue = QueueIndex::new(1);
@@ -413,7 +477,7 @@ fn orders_and_returns_go_round_between_two_sleepy_threads() {
             match device.pop_order().unwrap() {
                 Some(order) => {
                     assert_eq!(order.needs, LogOffset::new(echoed));
-                    device.stage_returned(queue, 1).unwrap();
+                    device.stage_completion_bytes(queue, order.head, &[]).unwrap();
                     echoed += 1;
                 }
                 None if device.prepare_sleep(true) => {
@@ -440,7 +504,8 @@ fn orders_and_returns_go_round_between_two_sleepy_threads() {
         vmm.flush_orders();
         match vmm.pop_completion(&mut bytes).unwrap() {
             Some(staged) => {
-                assert_eq!(staged, Staged::Returned { queue, count: 1 });
+                let head = Head::new(0);
+                assert_eq!(staged, Staged::Completion { queue, head });
                 back += 1;
             }
             None if vmm.prepare_sleep() => {

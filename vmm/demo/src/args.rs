@@ -44,6 +44,10 @@ pub struct DemoArgs {
     /// In the end stop the survivor, boot the guest anew from its disk alone, and read every key back once more
     #[arg(long)]
     pub boot_again: bool,
+    /// Kill the primary N times, each time after the survivor of the last death has made a new backup of itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000),
+          conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after", "boot_again"])]
+    pub rounds: Option<u16>,
     /// For tests: the primary kills its own host at record N of its log
     #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after"])]
     pub kill_at_record: Option<u64>,

@@ -4,9 +4,11 @@
 //! nothing, so the guest reads exactly `system_time`, which [`write_page`] moves only in windows (design: "Clock without
 //! exits"). [`HostClock`] says what to write; it is used by the side that lives, never in a replay.
 
+use crate::memory::GuestRam;
 use lockstep_protocol::ids::GuestTime;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 /// `tsc_shift` that discards a 32-bit counter after the multiplication (struct pvclock_vcpu_time_info).
 const SHIFT: i8 = -31;
@@ -16,11 +18,7 @@ const FLAG_STABLE: u8 = 1;
 ///
 /// # Errors
 /// When the page does not lie in guest memory.
-pub fn write_page(
-    memory: &GuestMemoryMmap,
-    page: GuestAddress,
-    time: GuestTime,
-) -> Result<(), GuestMemoryError> {
+pub fn write_page(memory: &GuestRam, page: GuestAddress, time: GuestTime) -> Result<(), GuestMemoryError> {
     let mut info = [0_u8; 32];
     // An even version: the page is consistent. The vCPU is stopped, so nobody can see it half written.
     info[0..4].copy_from_slice(&2_u32.to_le_bytes());
@@ -32,10 +30,10 @@ pub fn write_page(
 }
 
 /// The two clock MSRs of KVM, answered by us: KVM's own clock never runs (its MSRs are filtered).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PvClock {
     /// Where the guest wants its clock page, once it said so.
-    page: Option<GuestAddress>,
+    page: Option<u64>,
     system_time_msr: u64,
 }
 
@@ -57,19 +55,12 @@ impl PvClock {
 
     /// The guest writes a clock MSR; false for others, and for addresses outside memory. `origin` is the wall time of
     /// power-on, `now` the time since then.
-    pub fn msr_write(
-        &mut self,
-        index: u32,
-        value: u64,
-        origin: u64,
-        now: u64,
-        memory: &GuestMemoryMmap,
-    ) -> bool {
+    pub fn msr_write(&mut self, index: u32, value: u64, origin: u64, now: u64, memory: &GuestRam) -> bool {
         match index {
             MSR_WALL_CLOCK => write_wall_clock(memory, GuestAddress(value & !1), origin).is_ok(),
             MSR_SYSTEM_TIME => {
                 self.system_time_msr = value;
-                self.page = (value & 1 == 1).then_some(GuestAddress(value & !1));
+                self.page = (value & 1 == 1).then_some(value & !1);
                 self.set(now, memory)
             }
             _ => false,
@@ -77,14 +68,14 @@ impl PvClock {
     }
 
     /// The time moved; false when the guest's page lies outside its memory.
-    pub fn set(&self, now: u64, memory: &GuestMemoryMmap) -> bool {
+    pub fn set(&self, now: u64, memory: &GuestRam) -> bool {
         self.page
-            .is_none_or(|page| write_page(memory, page, GuestTime::new(now)).is_ok())
+            .is_none_or(|page| write_page(memory, GuestAddress(page), GuestTime::new(now)).is_ok())
     }
 }
 
 /// Writes a `struct pvclock_wall_clock`: version, seconds, nanoseconds.
-fn write_wall_clock(memory: &GuestMemoryMmap, at: GuestAddress, wall: u64) -> Result<(), GuestMemoryError> {
+fn write_wall_clock(memory: &GuestRam, at: GuestAddress, wall: u64) -> Result<(), GuestMemoryError> {
     let seconds = u32::try_from(wall / 1_000_000_000).unwrap_or(u32::MAX);
     let nanos = u32::try_from(wall % 1_000_000_000).expect("less than a second");
     let mut clock = [0_u8; 12];
@@ -135,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_guest_finds_both_times_where_it_asked_for_them() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         let mut clock = PvClock::default();
         assert!(clock.msr_write(MSR_WALL_CLOCK, 0x100, 7_000_000_009, 0, &memory));
         assert!(clock.msr_write(MSR_SYSTEM_TIME, 0x201, 0, 5, &memory));
@@ -146,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_page_outside_memory_is_refused() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         assert!(!PvClock::default().msr_write(MSR_SYSTEM_TIME, 0x2001, 0, 0, &memory));
     }
 }

@@ -14,6 +14,7 @@ pub mod uart;
 use super::abi;
 use lockstep_protocol::ids::Position;
 use pc::Pc;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use uart::Uart;
 
@@ -35,7 +36,7 @@ pub enum PortDeed {
 }
 
 /// What lies behind the guest's ports.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Board {
     /// The micro guest's: a polled console, idling, power. Nothing interrupts.
     Micro(Uart),

@@ -11,8 +11,9 @@ use super::pit::{self, Pit};
 use super::power::{self, Power, Pressed};
 use super::rtc::{self, Rtc};
 use super::uart::{self, Uart};
+use crate::memory::GuestRam;
 use lockstep_protocol::ids::{GuestTime, Position};
-use vm_memory::GuestMemoryMmap;
+use serde::{Deserialize, Serialize};
 
 /// The inputs of the interrupt controller that virtio devices use, in their order. All are free on a PC without PCI.
 pub const DEVICE_IRQS: [Irq; 4] = [Irq::new(5), Irq::new(10), Irq::new(11), Irq::new(7)];
@@ -24,7 +25,7 @@ pub const USER_FAULT: u16 = 0xf1;
 pub const MSR_TSC: u32 = 0x10;
 
 /// All chips of the PC.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Pc {
     pic: Pic,
     pit: Pit,
@@ -102,7 +103,7 @@ impl Pc {
     }
 
     /// The guest writes a filtered MSR; false is a fault. Setting the time-stamp counter is swallowed.
-    pub fn msr_write(&mut self, index: u32, value: u64, memory: &GuestMemoryMmap) -> bool {
+    pub fn msr_write(&mut self, index: u32, value: u64, memory: &GuestRam) -> bool {
         index == MSR_TSC
             || self
                 .clock
@@ -110,7 +111,7 @@ impl Pc {
     }
 
     /// The logged time moved: the guest's clock page shows it, and the timers see whether they are due.
-    pub fn set_time(&mut self, time: GuestTime, memory: &GuestMemoryMmap) {
+    pub fn set_time(&mut self, time: GuestTime, memory: &GuestRam) {
         self.origin.get_or_insert(time.get());
         self.wall = self.wall.max(time.get());
         let now = self.now();
@@ -185,11 +186,11 @@ mod tests {
 
     const START: u64 = 1_795_451_543_000_000_000;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
     }
 
-    fn started(memory: &GuestMemoryMmap) -> Pc {
+    fn started(memory: &GuestRam) -> Pc {
         let mut pc = Pc::default();
         pc.set_time(GuestTime::new(START), memory);
         pc

@@ -4,6 +4,8 @@
 //! with [`Pic::acknowledge`]. Nothing here knows which device is behind a line. What stock Linux does not use (8080
 //! mode, single mode) is left out.
 
+use serde::{Deserialize, Serialize};
+
 /// Ports: command and data of each chip, and their edge/level registers.
 pub const MASTER: u16 = 0x20;
 /// Command port of the slave.
@@ -45,7 +47,7 @@ impl Irq {
 }
 
 /// Both chips.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Pic {
     master: Chip,
     slave: Chip,
@@ -126,7 +128,7 @@ impl Pic {
 }
 
 /// Which initialization word the data port expects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Expects {
     #[default]
     Mask,
@@ -135,7 +137,7 @@ enum Expects {
     Mode,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Chip {
     requests: u8,
     in_service: u8,

@@ -3,6 +3,8 @@
 //! The PC board calls it with the board's time on every access and whenever that time moves. The chip never looks at a
 //! clock: [`Pit::deadline`] says at which time it next has something to say, [`Pit::advance`] whether it did.
 
+use serde::{Deserialize, Serialize};
+
 /// First port: channel 0.
 pub const CHANNELS: u16 = 0x40;
 /// The command port.
@@ -18,7 +20,7 @@ const NANOS: u128 = 1_000_000_000;
 type Nanos = u64;
 
 /// The chip, and the port that drives its channel 2.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pit {
     channels: [Channel; 3],
     control: u8,
@@ -105,7 +107,7 @@ impl Pit {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Access {
     Low,
     High,
@@ -131,7 +133,7 @@ impl Access {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Channel {
     mode: u8,
     access: Access,

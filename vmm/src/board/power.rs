@@ -2,6 +2,8 @@
 //!
 //! The PC board passes the accesses and the ACPI tables name the ports. There are no events: nobody presses a button.
 
+use serde::{Deserialize, Serialize};
+
 /// ACPI PM1a event block: status, then enable, 16 bits each.
 pub const EVENTS: u16 = 0x600;
 /// ACPI PM1a control block, 16 bits.
@@ -22,7 +24,7 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 const PULSE_RESET: u8 = 0xfe;
 
 /// The two ACPI blocks.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Power {
     enabled: u16,
     control: u16,

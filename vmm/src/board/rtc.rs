@@ -3,6 +3,8 @@
 //! The PC board calls it with the wall time that the log gave. The clock is never seen updating: its time moves only in
 //! windows, when nobody looks. Periodic interrupts are left out; Linux makes them itself.
 
+use serde::{Deserialize, Serialize};
+
 /// The port that selects a register; the next one is the register.
 pub const INDEX: u16 = 0x70;
 /// The selected register.
@@ -38,9 +40,10 @@ const NANOS: u64 = 1_000_000_000;
 const DAY_SECONDS: i64 = 86_400;
 
 /// The clock. `wall` is nanoseconds since 1970 everywhere.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rtc {
     selected: usize,
+    #[serde(with = "serde_big_array::BigArray")]
     memory: [u8; 128],
     /// What the guest's setting of the clock added, in seconds.
     offset: i64,

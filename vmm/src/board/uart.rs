@@ -1,6 +1,7 @@
 //! A 16550A: bytes out at once, bytes in from a bounded queue, and the interrupts that Linux drives it by.
 //! The board calls it on port accesses; it prints nothing itself.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// First port of COM1.
@@ -30,7 +31,7 @@ const MCR_LOOP: u8 = 0x10;
 const MSR_CONNECTED: u8 = 0xb0;
 
 /// The registers that read back, and both directions' bytes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Uart {
     interrupt_enable: u8,
     fifo: bool,

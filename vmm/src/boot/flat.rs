@@ -6,11 +6,12 @@
 //! an exception is a triple fault, which ends the VM with a report. Nothing here runs after power-on.
 
 use crate::abi;
+use crate::memory::GuestRam;
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::{Elf, KernelLoader};
 use std::io::Cursor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
 const GDT: u64 = 0x3000;
@@ -52,13 +53,13 @@ pub enum BootError {
 ///
 /// # Errors
 /// When the image is bad or too large, or KVM refuses the registers.
-pub fn load(memory: &GuestMemoryMmap, vcpu: &VcpuFd, image: &[u8]) -> Result<(), BootError> {
+pub fn load(memory: &GuestRam, vcpu: &VcpuFd, image: &[u8]) -> Result<(), BootError> {
     let loaded = Elf::load(memory, None, &mut Cursor::new(image), None).map_err(BootError::Image)?;
     write_tables(memory).map_err(BootError::Table)?;
     set_registers(vcpu, loaded.kernel_load.0).map_err(BootError::Registers)
 }
 
-fn write_tables(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
+fn write_tables(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
     memory.write_obj(PDPT | TABLE, GuestAddress(PML4))?;
     for gib in 0..4_u64 {
         memory.write_obj((PD + gib * 0x1000) | TABLE, GuestAddress(PDPT + gib * 8))?;

@@ -9,12 +9,13 @@
 //! [`acpi`]: super::acpi
 
 use super::{acpi, bzimage, rdtsc};
+use crate::memory::GuestRam;
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
 use std::io::Cursor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::IntoBytes;
 
 /// What the board needs the kernel to know; words of the user come later and win. `lpj`: without a timer that interrupts
@@ -98,7 +99,7 @@ pub struct SeedPlace(GuestAddress);
 
 impl SeedPlace {
     /// Lays the seed down, at power-on.
-    pub fn write(self, memory: &GuestMemoryMmap, seed: [u8; 32]) {
+    pub fn write(self, memory: &GuestRam, seed: [u8; 32]) {
         memory
             .write_slice(&seed, self.0)
             .expect("the place was written when the kernel was loaded");
@@ -110,7 +111,7 @@ impl Boot<'_> {
     ///
     /// # Errors
     /// When the kernel is no kernel, something does not fit, or KVM refuses the registers.
-    pub fn load(&self, memory: &GuestMemoryMmap, vcpu: &VcpuFd) -> Result<SeedPlace, LinuxError> {
+    pub fn load(&self, memory: &GuestRam, vcpu: &VcpuFd) -> Result<SeedPlace, LinuxError> {
         let mut kernel = bzimage::unpack(self.kernel)?.into_owned();
         let sites = rdtsc::rewrite(&mut kernel)?;
         tracing::info!(kernel = sites.kernel, vdso = sites.vdso, "Rewrote rdtsc");
@@ -129,7 +130,7 @@ impl Boot<'_> {
         Ok(seed)
     }
 
-    fn place_initrd(&self, memory: &GuestMemoryMmap, kernel_end: u64) -> Result<u64, LinuxError> {
+    fn place_initrd(&self, memory: &GuestRam, kernel_end: u64) -> Result<u64, LinuxError> {
         if self.initrd.is_empty() {
             return Ok(0);
         }
@@ -146,7 +147,7 @@ impl Boot<'_> {
     }
 
     /// Returns the length.
-    fn place_cmdline(&self, memory: &GuestMemoryMmap) -> Result<usize, LinuxError> {
+    fn place_cmdline(&self, memory: &GuestRam) -> Result<usize, LinuxError> {
         let mut line = format!("{BOARD_WORDS} {}", self.cmdline).into_bytes();
         if line.len() >= CMDLINE_MAX {
             return Err(LinuxError::Cmdline);
@@ -157,11 +158,11 @@ impl Boot<'_> {
     }
 }
 
-fn memory_end(memory: &GuestMemoryMmap) -> u64 {
+fn memory_end(memory: &GuestRam) -> u64 {
     memory.last_addr().0 + 1
 }
 
-fn params(memory: &GuestMemoryMmap, initrd: u64, initrd_len: usize, cmdline: usize) -> boot_params {
+fn params(memory: &GuestRam, initrd: u64, initrd_len: usize, cmdline: usize) -> boot_params {
     let small = |value: u64| u32::try_from(value).expect("guest memory ends below 4 GiB");
     let mut params = boot_params {
         acpi_rsdp_addr: acpi::TABLES,
@@ -198,14 +199,14 @@ fn params(memory: &GuestMemoryMmap, initrd: u64, initrd_len: usize, cmdline: usi
 }
 
 /// A `struct setup_data`: next, type, length, and 32 bytes that power-on fills in.
-fn place_seed(memory: &GuestMemoryMmap) -> Result<SeedPlace, vm_memory::GuestMemoryError> {
+fn place_seed(memory: &GuestRam) -> Result<SeedPlace, vm_memory::GuestMemoryError> {
     memory.write_obj(0_u64, GuestAddress(SEED))?;
     memory.write_obj(SETUP_RNG_SEED, GuestAddress(SEED + 8))?;
     memory.write_obj(32_u32, GuestAddress(SEED + 12))?;
     Ok(SeedPlace(GuestAddress(SEED + 16)))
 }
 
-fn write_tables(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
+fn write_tables(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
     memory.write_obj(PDPT | TABLE, GuestAddress(PML4))?;
     for gib in 0..4_u64 {
         memory.write_obj((PD + gib * PAGE) | TABLE, GuestAddress(PDPT + gib * 8))?;

@@ -119,4 +119,8 @@ impl LogSink for DyingSink {
     fn is_lost(&self) -> bool {
         self.inner.is_lost()
     }
+
+    fn end(&self) -> LogOffset {
+        self.inner.end()
+    }
 }

@@ -4,12 +4,13 @@
 use crate::abi::{BOOT_PAGE, BootPage};
 use crate::board::Board;
 use crate::machine::{Machine, Parts};
+use crate::memory::GuestRam;
 use crate::virtio::mmio::{MmioDevice, NET_RX};
 use crate::virtio::ring::Ring;
 use lockstep_protocol::ids::{DeviceId, Head, QueueIndex};
 use lockstep_protocol::record::Input;
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Why an input cannot enter. A primary checks before it records, so this is a peer's or a device process's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,7 +132,7 @@ impl Parts {
 
 /// Whether the guest, as it left the ring, wants to hear of used buffers (virtio 1.2, section 2.7.7). It is asked in the
 /// window, while it stands still: asked any earlier, it could change its mind unheard.
-fn wants_interrupt(memory: &GuestMemoryMmap, ring: &Ring) -> bool {
+fn wants_interrupt(memory: &GuestRam, ring: &Ring) -> bool {
     let flags = memory.read_obj::<u16>(GuestAddress(ring.queue().avail_ring()));
     flags.is_ok_and(|flags| u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
 }

@@ -21,6 +21,7 @@ use lockstep_quic::link::{
 use lockstep_staging::gate::{GateWriter, Mode, boottime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// How long to wait at a time; only bounds how late a request to stop is seen.
@@ -39,6 +40,8 @@ pub struct Context {
     pub monitor: Arc<Monitor>,
     /// Whether somebody asked this process to stop.
     pub stop: Stop,
+    /// Told when a backup listens.
+    pub listening: Option<SyncSender<()>>,
 }
 
 /// A primary's session with its backup.
@@ -205,11 +208,6 @@ impl PairSink {
         self.silent = true;
     }
 
-    /// Where the log ends now.
-    pub(super) fn end(&self) -> LogOffset {
-        self.link.lock().end()
-    }
-
     /// How much of it the backup holds.
     pub(super) fn acked(&self) -> LogOffset {
         self.link.lock().acked()
@@ -230,6 +228,10 @@ impl LogSink for PairSink {
     fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
+
+    fn end(&self) -> LogOffset {
+        self.link.lock().end()
+    }
 }
 
 /// How and when the primary was lost.
@@ -246,6 +248,7 @@ pub struct BackupSide {
     link: Arc<BackupLink>,
     stop: Stop,
     term: Term,
+    start: LogOffset,
     counts: Arc<Counts>,
     noticed: Arc<AtomicU64>,
 }
@@ -256,17 +259,19 @@ impl BackupSide {
     /// # Errors
     /// When this host cannot listen, or one side refuses the other.
     pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let term = config.hello.term;
+        let (term, start) = (config.hello.term, config.hello.start);
         let noticed = Arc::new(AtomicU64::new(0));
         let events = NoteLoss {
             monitor: context.monitor,
             noticed: Arc::clone(&noticed),
+            listening: context.listening,
         };
         let link = Arc::new(listen_backup(config, Box::new(events))?);
         Ok(Self {
             link,
             stop: context.stop,
             term,
+            start,
             counts: Arc::default(),
             noticed,
         })
@@ -284,7 +289,7 @@ impl BackupSide {
         PairSource {
             link: Arc::clone(&self.link),
             stop: self.stop.clone(),
-            applied: LogOffset::ZERO,
+            applied: self.start,
             counts: Arc::clone(&self.counts),
         }
     }
@@ -306,6 +311,12 @@ impl BackupSide {
                 rtt_us: Some(u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX)),
             }
         })
+    }
+
+    /// Whether a record of this log came. Without one this host never was a backup: the term may not even have begun.
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.link.received() > self.start
     }
 
     /// How the primary was lost, once it is.
@@ -331,11 +342,14 @@ impl BackupSide {
 struct NoteLoss {
     monitor: Arc<Monitor>,
     noticed: Arc<AtomicU64>,
+    listening: Option<SyncSender<()>>,
 }
 
 impl BackupEvents for NoteLoss {
     fn listening(&mut self, at: std::net::SocketAddr) {
         tracing::info!(%at, "Waiting for the primary");
+        // Whoever waits for this may have gone away meanwhile.
+        let _ = self.listening.take().map(|told| told.send(()));
     }
 
     fn peer_lost(&mut self, why: PeerLost) {

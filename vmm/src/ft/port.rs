@@ -163,6 +163,13 @@ impl DevicePort {
         }
     }
 
+    /// The same for a machine that came from another host, with its drivers at work.
+    pub fn adopt(&mut self, machine: &Machine) {
+        if machine.device(self.id).is_some_and(MmioDevice::is_ready) {
+            self.activate(machine);
+        }
+    }
+
     /// Takes the queues back after the guest reset the device.
     pub fn deactivate(&mut self) {
         let queues = self.returned.len();
@@ -201,6 +208,15 @@ impl DevicePort {
     /// Wakes the process for what was ordered.
     pub fn flush(&self) {
         self.staging.flush_orders();
+    }
+
+    /// The last `count` orders are a window's, and all of them need `needs`. Frames cannot leave before that, so their
+    /// process is woken by the ack; a disk has reads to begin with.
+    pub(super) fn end_orders(&mut self, needs: LogOffset, count: usize) {
+        match self.kind {
+            DeviceKind::Net => self.staging.defer_orders(needs, count),
+            DeviceKind::Blk => self.flush(),
+        }
     }
 
     /// The guest is over: waits until the process has answered everything that is in flight, and drops the answers.

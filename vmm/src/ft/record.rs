@@ -13,6 +13,7 @@ use crate::board::clock::HostClock;
 use crate::console::Typed;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::stop::Stop;
+use crate::transfer::source::Attention;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
 use std::time::Duration;
@@ -37,6 +38,9 @@ pub trait LogSink: Send {
 
     /// Whether the peer is lost; asked in every window.
     fn is_lost(&self) -> bool;
+
+    /// The log offset after the last record.
+    fn end(&self) -> LogOffset;
 }
 
 /// There is nobody at the other end of the log any more.
@@ -64,6 +68,7 @@ pub struct Recorder {
     typed: Typed,
     lateness: Lateness,
     batch: Batch,
+    attention: Attention,
 }
 
 impl Recorder {
@@ -78,6 +83,7 @@ impl Recorder {
             typed: Typed::default(),
             lateness: Lateness::default(),
             batch: Batch::default(),
+            attention: Attention::default(),
         }
     }
 
@@ -85,6 +91,29 @@ impl Recorder {
     #[must_use]
     pub fn ports(&self) -> &[DevicePort] {
         &self.ports
+    }
+
+    /// Raised when the run loop is wanted: a window in which the guest idles is then left, as if its time were over.
+    #[must_use]
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Where the log ends.
+    #[must_use]
+    pub fn log_end(&self) -> LogOffset {
+        self.sink.end()
+    }
+
+    /// The first record of a log that begins in this window, in the middle of a life: without one a backup is none.
+    ///
+    /// # Errors
+    /// As [`Self::window`].
+    pub fn begin_log(&mut self, machine: &mut Machine) -> Result<(), WindowError> {
+        let now = self.clock.now();
+        self.enter(machine, &[Input::Tick { time: now }])?;
+        self.sink.flush();
+        Ok(())
     }
 
     /// How late inputs were at most.
@@ -153,7 +182,7 @@ impl Recorder {
                     self.lateness.closed(now);
                     return Ok(());
                 }
-                Some(_) if stop.is_asked() => return Ok(()),
+                Some(_) if stop.is_asked() || self.attention.is_wanted() => return Ok(()),
                 Some(until) => {
                     self.sink.flush();
                     wait::sleep(&mut self.ports, &self.waker, remaining(until, now));
@@ -184,10 +213,14 @@ impl Recorder {
     /// not. An own disk image gets all that the guest has asked for, too: so both hosts' images end equal.
     pub fn drain(&mut self, machine: &Machine, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
+        self.ports.iter().for_each(DevicePort::flush);
         for port in self.ports.iter_mut().filter(|port| port.is_mirrored()) {
             port.finish(machine, deadline);
         }
-        let holds = |port: &DevicePort| port.is_alive() && port.gate().snapshot().held > 0;
+        let holds = |port: &DevicePort| {
+            let gate = port.gate().snapshot();
+            port.is_alive() && gate.held.saturating_add(gate.unread) > 0
+        };
         while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
         }
@@ -235,10 +268,11 @@ impl Recorder {
         let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else {
             return;
         };
+        let count = kick.heads.len();
         for head in kick.heads {
             port.order(kick.queue, head, needs);
         }
-        port.flush();
+        port.end_orders(needs, count);
     }
 }
 

@@ -1,8 +1,9 @@
 //! A digest of everything that the guest can see. Tests and reports compare it; it is slow and changes nothing.
 
 use super::Machine;
+use crate::memory::GuestRam;
 use crate::vcpu::{Vcpu, VcpuError};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 impl Machine {
     /// A digest of everything the guest can see: registers, then memory. Slow; for tests and reports.
@@ -34,7 +35,7 @@ pub struct MachineDigest {
 }
 
 impl MachineDigest {
-    fn of(vcpu: &Vcpu, memory: &GuestMemoryMmap) -> Result<Self, VcpuError> {
+    fn of(vcpu: &Vcpu, memory: &GuestRam) -> Result<Self, VcpuError> {
         use std::hash::Hasher;
         use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
         let regs = vcpu.registers()?;

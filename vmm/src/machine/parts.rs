@@ -6,16 +6,17 @@ use super::exit::{End, Exit, IdleLimit, Kick};
 use crate::abi;
 use crate::board::{Board, PortDeed, clock};
 use crate::boot::linux::SeedPlace;
+use crate::memory::GuestRam;
 use crate::vcpu::Bus;
 use crate::virtio::mmio::{DeviceKind, MmioDeed, MmioDevice, NET_RX};
 use lockstep_protocol::ids::{DeviceId, GuestTime, Position, QueueIndex};
 use std::sync::Arc;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 /// What exits and inputs change.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) memory: Arc<GuestRam>,
     pub(crate) board: Board,
     pub(crate) devices: Vec<MmioDevice>,
     pub(crate) time: GuestTime,

@@ -10,6 +10,7 @@
 use super::Machine;
 use crate::board::Board;
 use crate::vcpu::{UserReturn, VcpuError};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 const GENERAL_PROTECTION: u64 = 13;
@@ -33,9 +34,9 @@ const BEGINNINGS: [([u8; 4], usize, [u8; 2]); 4] = [
 const CLAC: [u8; 4] = [0x0f, 0x01, 0xca, 0];
 
 /// The handler that calls us.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Hook {
-    place: GuestAddress,
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Hook {
+    place: u64,
     /// Behind our instruction.
     next: u64,
     clears_alignment: bool,
@@ -55,7 +56,7 @@ impl Machine {
                 return Ok(());
             };
             self.hook = Some(Hook {
-                place,
+                place: place.0,
                 next: handler + CALL_US.len() as u64,
                 clears_alignment: false,
             });
@@ -72,7 +73,7 @@ impl Machine {
         let (Some(hook), memory) = (&mut self.hook, &self.parts.memory) else {
             return false;
         };
-        let Ok(code) = memory.read_obj::<[u8; 4]>(hook.place) else {
+        let Ok(code) = memory.read_obj::<[u8; 4]>(GuestAddress(hook.place)) else {
             return false;
         };
         if code.starts_with(&CALL_US) {
@@ -86,7 +87,9 @@ impl Machine {
         };
         let patched = [CALL_US[0], CALL_US[1], padding[0], padding[1]];
         hook.clears_alignment = *beginning == CLAC;
-        memory.write_slice(&patched[..*length], hook.place).is_ok()
+        memory
+            .write_slice(&patched[..*length], GuestAddress(hook.place))
+            .is_ok()
     }
 
     /// The guest called us from its handler.

@@ -1,5 +1,6 @@
 //! The run loop of the host that talks to the outside: a primary, or a host that holds its term alone.
 
+use super::reprotect::Search;
 use super::{Ended, Host, start};
 use crate::ft::die::DyingSink;
 use crate::ft::pair::PrimarySide;
@@ -37,6 +38,10 @@ impl LogSink for NoLog {
     fn is_lost(&self) -> bool {
         false
     }
+
+    fn end(&self) -> LogOffset {
+        self.end
+    }
 }
 
 /// A host that talks to the outside, with its backup or without.
@@ -44,6 +49,8 @@ pub(super) struct Live {
     pub(super) recorder: Recorder,
     pub(super) pair: Option<PrimarySide>,
     pub(super) term: Term,
+    /// As long as there is no backup and one could be made.
+    pub(super) search: Option<Search>,
 }
 
 /// Powers the VM on without a backup.
@@ -67,6 +74,7 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
             recorder,
             pair: None,
             term,
+            search: Search::wanted(host),
         },
     )
 }
@@ -96,6 +104,7 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
             recorder,
             pair: Some(pair),
             term,
+            search: None,
         },
     )
 }
@@ -142,11 +151,14 @@ impl Live {
         }
         host.observe();
         host.monitor.late(self.recorder.lateness());
+        if end.is_none() {
+            self.reprotect(host)?;
+        }
         Ok(end.map(Ended::Guest))
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.
-    fn survive(&mut self, host: &mut Host, error: WindowError) -> anyhow::Result<()> {
+    pub(super) fn survive(&mut self, host: &mut Host, error: WindowError) -> anyhow::Result<()> {
         let (WindowError::PeerLost(_), Some(pair)) = (&error, self.pair.take()) else {
             return Err(error.into());
         };
@@ -168,6 +180,7 @@ impl Live {
                 self.term = term;
                 self.recorder.ports().iter().for_each(DevicePort::go_live_alone);
                 host.monitor.set_role(Role::Alone, term);
+                self.search = Search::wanted(host);
                 Ok(())
             }
             Settled::Stopped => Ok(()),

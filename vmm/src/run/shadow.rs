@@ -1,6 +1,7 @@
 //! The run loop of a backup: it executes what the primary executed, and becomes live when the primary is lost.
 
 use super::live::{Live, NoLog};
+use super::reprotect::Search;
 use super::{Ended, Host, start};
 use crate::board::clock::HostClock;
 use crate::ft::pair::{BackupSide, Loss};
@@ -36,14 +37,14 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
 }
 
 /// A backup and the session it follows.
-struct Shadow {
-    replayer: Replayer,
-    pair: BackupSide,
+pub(super) struct Shadow {
+    pub(super) replayer: Replayer,
+    pub(super) pair: BackupSide,
 }
 
 impl Shadow {
-    fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
-        // Position 0: the window before the first instruction.
+    /// Follows the log from the window that is open now: before the first instruction, or where the machine was copied.
+    pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
         let mut exit = Exit::default();
         loop {
             let end = exit.end;
@@ -101,9 +102,9 @@ impl Shadow {
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
-        if host.machine.position() == Position::ZERO {
+        if !pair.has_log() || host.machine.position() == Position::ZERO {
             bail!(
-                "The primary left before it powered the VM on; start both again ({})",
+                "The primary left before the log began; start this node again ({})",
                 loss.why
             );
         }
@@ -154,6 +155,7 @@ fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> 
         recorder,
         pair: None,
         term,
+        search: Search::wanted(host),
     }
 }
 

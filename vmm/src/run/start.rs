@@ -14,6 +14,7 @@ use lockstep_protocol::session::Timing;
 use lockstep_protocol::takeover::Verdict;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::link::PairConfig;
+use lockstep_quic::state::StateConfig;
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -120,6 +121,38 @@ pub(super) fn pair_config(
             ..WindowLimit::default()
         },
         patience: PATIENCE,
+    })
+}
+
+/// The same for a pair that is made while the VM runs, in the term after `term`. Nobody compares images then: what the
+/// disk holds is part of what is copied, or shared.
+pub(super) fn next_pair_config(
+    host: &Host,
+    ports: &[DevicePort],
+    role: Role,
+    term: Term,
+) -> anyhow::Result<PairConfig> {
+    let mut config = pair_config(host, ports, role, &LastTerm { term, holder: None })?;
+    config.hello.image = None;
+    Ok(config)
+}
+
+/// What the connection over which the VM is copied needs: the host in `term` listens, a spare dials it.
+pub(super) fn state_config(
+    host: &Host,
+    ports: &[DevicePort],
+    role: Role,
+    term: Term,
+) -> anyhow::Result<StateConfig> {
+    let pair = next_pair_config(host, ports, role, term)?;
+    Ok(StateConfig {
+        address: match role {
+            Role::Primary => host.node.listen,
+            Role::Backup => host.peer.address,
+        },
+        identity: pair.identity,
+        peers: vec![pair.peer],
+        hello: pair.hello,
     })
 }
 

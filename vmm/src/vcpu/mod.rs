@@ -4,6 +4,10 @@
 //! it is run again here and nobody counts it.
 
 mod interrupt;
+mod state;
+mod xsave;
+
+pub use state::{VcpuState, VcpuStateError};
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_segment,
@@ -65,6 +69,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     /// The instruction of the last exit is not finished: KVM does that when it runs next.
     unfinished: bool,
+    /// An exit that finishing the last one took: the next run begins with it.
+    ahead: Option<Stop>,
 }
 
 /// Where user space goes on after a fault that is taken back.
@@ -93,6 +99,7 @@ impl Vcpu {
         Self {
             fd,
             unfinished: false,
+            ahead: None,
         }
     }
 
@@ -102,6 +109,9 @@ impl Vcpu {
     /// When KVM cannot run the vCPU or reports a state nobody can go on from.
     pub fn run(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
         loop {
+            if let Some(stop) = self.ahead.take() {
+                return Ok(stop);
+            }
             if let Some(stop) = self.run_once(bus)? {
                 return Ok(stop);
             }
@@ -114,13 +124,23 @@ impl Vcpu {
     /// # Errors
     /// As [`Self::run`].
     pub fn finish(&mut self, bus: &mut impl Bus) -> Result<Option<Stop>, VcpuError> {
-        if !self.unfinished {
-            return Ok(None);
+        if self.ahead.is_some() || !self.unfinished {
+            return Ok(self.ahead.take());
         }
         self.fd.set_kvm_immediate_exit(1);
         let stop = self.run_once(bus);
         self.fd.set_kvm_immediate_exit(0);
         stop
+    }
+
+    /// Finishes the instruction of the last exit without a step: false when that took another exit, which is served and
+    /// kept for the next run. The guest sees no difference.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn settle(&mut self, bus: &mut impl Bus) -> Result<bool, VcpuError> {
+        self.ahead = self.finish(bus)?;
+        Ok(self.ahead.is_none())
     }
 
     /// One return from `KVM_RUN`; `None` if the guest did not cause it.

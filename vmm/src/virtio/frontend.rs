@@ -5,12 +5,13 @@
 //! over here are never rung.
 
 use super::ring::Ring;
+use crate::memory::GuestRam;
 use std::path::{Path, PathBuf};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Why a device process could not be told.
@@ -100,7 +101,7 @@ impl FrontEnd {
     /// When the device process refuses, or the guest's queue lies outside its memory.
     pub fn activate(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         features: u64,
         rings: &[Ring],
     ) -> Result<(), FrontendError> {
@@ -145,7 +146,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    fn set_ring(&mut self, memory: &GuestMemoryMmap, index: usize, ring: &Ring) -> Result<(), FrontendError> {
+    fn set_ring(&mut self, memory: &GuestRam, index: usize, ring: &Ring) -> Result<(), FrontendError> {
         let request = |what| move |source| FrontendError::Request { what, source };
         let queue = ring.queue();
         let host = |address| {

@@ -4,8 +4,13 @@
 //! [`MmioDeed`]. It changes only by the guest's own accesses, so it is the same on both hosts. It never talks to a
 //! device process.
 
+mod state;
+
+pub use state::{MmioState, WindowMisfit};
+
 use super::ring::{QUEUE_SIZE_MAX, Ring};
 use lockstep_protocol::ids::{DeviceId, QueueIndex};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as regs;
@@ -19,7 +24,7 @@ const VERSION_MODERN: u32 = 2;
 const VENDOR: u32 = 0x5446_534c;
 
 /// What kind of device a window shows; the numbers are virtio's (section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// Network card: queue 0 receives, queue 1 transmits.
     Net,

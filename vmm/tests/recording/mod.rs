@@ -23,7 +23,7 @@ use std::thread;
 pub(crate) use client::MARKED;
 
 const SEED: [u8; 32] = *b"the same seed makes the same run";
-const MEMORY_MIB: u64 = 64;
+pub(crate) const MEMORY_MIB: u64 = 64;
 const CMDLINE: &str = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379";
 
 /// How a run ended.
@@ -63,6 +63,22 @@ impl Recording {
         let mut decoder = RecordDecoder::new();
         let mut log = self.log.clone();
         std::iter::from_fn(|| decoder.decode(&mut log).expect("what was encoded can be decoded")).collect()
+    }
+
+    /// The records for the windows behind `position`.
+    pub(crate) fn records_after(&self, position: Position) -> Vec<Record> {
+        let records = self.records().into_iter();
+        records.filter(|record| record.position > position).collect()
+    }
+
+    /// What the recorded machine was made from, with `memory_mib` MiB.
+    pub(crate) fn spec(&self, memory_mib: u64) -> MachineSpec<'static> {
+        MachineSpec {
+            memory_mib,
+            guest: Guest::Micro(MICRO_GUEST),
+            cmdline: CMDLINE.into(),
+            devices: self.windows(),
+        }
     }
 
     fn windows(&self) -> Vec<MmioDevice> {
@@ -139,29 +155,85 @@ fn build(devices: Vec<MmioDevice>) -> Machine {
 
 /// Runs a second machine that has nothing but `records`.
 pub(crate) fn replay(recording: &Recording, records: Vec<Record>) -> Result<Outcome, String> {
-    let mut machine = build(recording.windows());
-    let mut replayer = Replayer::new(Box::new(Given(records.into())), Vec::new());
-    let mut exit = Exit::default();
-    let mut console = Vec::new();
-    loop {
+    Replica::new(recording, records).run_to_end()
+}
+
+/// A machine that is fed from a log. Between calls it stands in a window that was served.
+pub(crate) struct Replica {
+    pub(crate) machine: Machine,
+    replayer: Replayer,
+    end: Option<End>,
+    console: Vec<u8>,
+}
+
+impl Replica {
+    /// A machine that stands at position 0, its window served.
+    fn new(recording: &Recording, records: Vec<Record>) -> Self {
+        let machine = build(recording.windows());
+        let mut replica = Self::going_on(machine, records);
+        replica.serve(&mut Exit::default()).expect("power-on fits");
+        replica
+    }
+
+    /// A machine that goes on with the next records.
+    pub(crate) fn going_on(machine: Machine, records: Vec<Record>) -> Self {
+        Self {
+            machine,
+            replayer: Replayer::new(Box::new(Given(records.into())), Vec::new()),
+            end: None,
+            console: Vec::new(),
+        }
+    }
+
+    /// The recorded run up to the first window at or after `position` of which `holds` is true.
+    pub(crate) fn at(recording: &Recording, position: Position, holds: impl Fn(&Machine) -> bool) -> Self {
+        let mut replica = Self::new(recording, recording.records());
+        replica.run_until(|machine| machine.position() >= position && holds(machine));
+        replica
+    }
+
+    /// Runs on to the first window of which `holds` is true.
+    pub(crate) fn run_until(&mut self, holds: impl Fn(&Machine) -> bool) {
+        while !holds(&self.machine) {
+            self.step().expect("the log fits its own machine");
+            assert_eq!(self.end, None, "the guest ended before that");
+        }
+    }
+
+    /// Runs to the next window and serves it.
+    pub(crate) fn step(&mut self) -> Result<(), String> {
+        let mut exit = self.machine.step().expect("KVM runs the guest");
+        self.serve(&mut exit)
+    }
+
+    /// Runs on to the end of the guest.
+    pub(crate) fn run_to_end(mut self) -> Result<Outcome, String> {
+        loop {
+            if let Some(end) = self.end {
+                let digest = self.machine.digest().expect("KVM tells the registers");
+                return Ok(Outcome {
+                    end,
+                    position: self.machine.position(),
+                    console: self.console,
+                    digest,
+                });
+            }
+            self.step()?;
+        }
+    }
+
+    fn serve(&mut self, exit: &mut Exit) -> Result<(), String> {
         let end = exit.end;
-        let replayed = replayer
-            .window(&mut machine, &mut exit)
+        let replayed = self
+            .replayer
+            .window(&mut self.machine, exit)
             .map_err(|diverged| diverged.to_string())?;
-        console.extend(machine.take_console());
-        if replayed == Replayed::LogEnds {
-            return Err("The log ended before the guest did".into());
+        self.console.extend(self.machine.take_console());
+        self.end = end;
+        match replayed {
+            Replayed::LogEnds => Err("The log ended before the guest did".into()),
+            Replayed::Closed => Ok(()),
         }
-        if let Some(end) = end {
-            let digest = machine.digest().expect("KVM tells the registers");
-            return Ok(Outcome {
-                end,
-                position: machine.position(),
-                console,
-                digest,
-            });
-        }
-        exit = machine.step().expect("KVM runs the guest");
     }
 }
 
@@ -200,6 +272,10 @@ impl LogSink for MemoryLog {
 
     fn is_lost(&self) -> bool {
         false
+    }
+
+    fn end(&self) -> LogOffset {
+        self.0.lock().unwrap().end
     }
 }
 

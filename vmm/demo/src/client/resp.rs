@@ -64,6 +64,21 @@ impl Connection {
         self.stream.write_all(&self.out).await
     }
 
+    /// Sends commands that were [encoded](encode) before.
+    pub(crate) async fn send(&mut self, encoded: &[u8]) -> io::Result<()> {
+        self.stream.write_all(encoded).await
+    }
+
+    /// Takes as many bytes as `right` has; whether they are these. Cheaper than to understand each reply.
+    pub(crate) async fn is_answered(&mut self, right: &[u8]) -> io::Result<bool> {
+        while self.incoming.len() - self.taken < right.len() {
+            self.read_more().await?;
+        }
+        let start = self.taken;
+        self.taken += right.len();
+        Ok(self.incoming[start..self.taken] == *right)
+    }
+
     /// The next reply.
     pub(crate) async fn reply(&mut self) -> io::Result<Reply> {
         loop {

@@ -8,12 +8,12 @@ use virtio_queue::mock::MockSplitQueue;
 
 const WRITE: u16 = 2;
 
-fn memory() -> Arc<GuestMemoryMmap> {
-    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap())
+fn memory() -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap())
 }
 
 /// A ring of 8 with these writable buffers available, each a chain of its own.
-fn ring_with(memory: &GuestMemoryMmap, lengths: &[u32]) -> Ring {
+fn ring_with(memory: &GuestRam, lengths: &[u32]) -> Ring {
     let mock = MockSplitQueue::new(memory, 8);
     let chains: Vec<_> = lengths
         .iter()
@@ -28,7 +28,7 @@ fn ring_with(memory: &GuestMemoryMmap, lengths: &[u32]) -> Ring {
     ring
 }
 
-fn used_idx(memory: &GuestMemoryMmap, ring: &Ring) -> u16 {
+fn used_idx(memory: &GuestRam, ring: &Ring) -> u16 {
     memory
         .read_obj(GuestAddress(ring.queue().used_ring() + 2))
         .unwrap()

@@ -1,0 +1,336 @@
+//! The connection over which a running VM is copied to a new backup: beside the pair's own, so that bulk delays nothing.
+//!
+//! A spare dials every host that may run the VM ([`StateReceiver::dial`]); a host that runs it unprotected listens
+//! ([`StateDoor`]) and sends pieces ([`StateSender`]). Blocking calls for two threads of the VMM; the QUIC work is done
+//! by one thread of its own. What a piece means is the VMM's business. Nothing here claims a term or begins a log.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use lockstep_protocol::{Ack, Hello, LogOffset, Message, Term};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::config::LinkConfig;
+use crate::endpoint::{Arrival, PinnedEndpoint};
+use crate::failure::LinkError;
+use crate::identity::{Identity, PinnedPeer};
+use crate::link::PairError;
+use crate::pinning::Pins;
+use crate::session::{judge, refuse, within};
+use crate::streams::{
+    MessageReader, MessageWriter, StreamFault, StreamKind, accept_control, accept_state, open, open_control,
+    whole_sentence,
+};
+
+/// How long one attempt to reach a host may take.
+const ATTEMPT: Duration = Duration::from_millis(500);
+/// How long a recognised peer may take for each step.
+const STEP_WAIT: Duration = Duration::from_secs(5);
+/// The longest piece: bounds what the receiver takes into memory for one.
+pub const PIECE_MAX: usize = 4 << 20;
+/// The code of a connection that is closed because nothing more is to be said.
+const CLOSED_DONE: u32 = 3;
+
+/// Who copies to whom.
+#[derive(Clone, Debug)]
+pub struct StateConfig {
+    /// Where the host that runs the VM listens.
+    pub address: SocketAddr,
+    /// Who we are.
+    pub identity: Identity,
+    /// Whom we accept.
+    pub peers: Vec<PinnedPeer>,
+    /// What must be equal on both hosts. A spare knows no term and no start of a log; it takes those of the other side.
+    pub hello: Hello,
+}
+
+/// Where spares knock.
+#[derive(Debug)]
+pub struct StateDoor {
+    endpoint: PinnedEndpoint,
+    hello: Hello,
+    runtime: Arc<Runtime>,
+}
+
+impl StateDoor {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When the address or our certificate cannot be used.
+    pub fn open(config: StateConfig) -> Result<Self, PairError> {
+        let runtime = runtime()?;
+        let _inside = runtime.enter();
+        let pins = Pins::new(config.peers);
+        let endpoint = PinnedEndpoint::listen(config.address, config.identity, pins, LinkConfig::state())?;
+        Ok(Self {
+            endpoint,
+            hello: config.hello,
+            runtime,
+        })
+    }
+
+    /// Waits for a spare whose hello matches, at most so long. Strangers are sent away.
+    pub fn admit(&self, limit: Duration) -> Option<StateSender> {
+        let arrived = self
+            .runtime
+            .block_on(async { timeout(limit, self.endpoint.arrival()).await });
+        let arrival = arrived.ok()??;
+        match self.runtime.block_on(greet_spare(arrival, &self.hello)) {
+            Ok((connection, theirs, control, stream)) => {
+                info!(spare = %theirs.node, "A spare is there");
+                Some(StateSender {
+                    runtime: Arc::clone(&self.runtime),
+                    connection,
+                    theirs,
+                    control,
+                    stream,
+                })
+            }
+            Err(error) => {
+                warn!(error = whole_sentence(&error), "A spare was sent away");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for StateDoor {
+    fn drop(&mut self) {
+        self.runtime
+            .block_on(self.endpoint.close(CLOSED_DONE, "no spare is needed"));
+    }
+}
+
+type Control = (MessageWriter, MessageReader);
+
+async fn greet_spare(
+    arrival: Arrival,
+    ours: &Hello,
+) -> Result<(Connection, Hello, Control, SendStream), PairError> {
+    let address = arrival.from();
+    let connection = arrival.handshake(STEP_WAIT).await?;
+    let failed = |fault| PairError::of(address, fault);
+    let mut control = within(address, STEP_WAIT, accept_control(&connection)).await?;
+    let mut first = within(address, STEP_WAIT, control.1.next()).await?;
+    if let Message::Hello(theirs) = &mut first {
+        (theirs.term, theirs.start) = (ours.term, ours.start);
+    }
+    let theirs = match judge(ours, first) {
+        Ok(theirs) => theirs,
+        Err(error) => return Err(refuse(&connection, &mut control.0, error).await),
+    };
+    control
+        .0
+        .write(&Message::Hello(Box::new(ours.clone())))
+        .await
+        .map_err(failed)?;
+    let stream = open(&connection, StreamKind::State).await.map_err(failed)?;
+    Ok((connection, theirs, control, stream))
+}
+
+/// Sends a VM to a spare.
+#[derive(Debug)]
+pub struct StateSender {
+    runtime: Arc<Runtime>,
+    connection: Connection,
+    theirs: Hello,
+    control: Control,
+    stream: SendStream,
+}
+
+impl StateSender {
+    /// What the spare said of itself.
+    pub fn peer(&self) -> &Hello {
+        &self.theirs
+    }
+
+    /// Sends one piece of a kind that the VMMs agreed on; waits while the spare is behind.
+    ///
+    /// # Errors
+    /// When the spare is gone.
+    pub fn send(&mut self, kind: u8, piece: Bytes) -> Result<(), PairError> {
+        let [a, b, c, d] = u32::try_from(piece.len())
+            .expect("a piece is a few MiB at most")
+            .to_le_bytes();
+        let head = Bytes::copy_from_slice(&[a, b, c, d, kind]);
+        let address = self.connection.remote_address();
+        self.runtime
+            .block_on(self.stream.write_all_chunks(&mut [head, piece]))
+            .map_err(|error| PairError::of(address, error.into()))
+    }
+
+    /// Waits until the spare holds everything that was sent: it says so by an ack up to the start of the log.
+    ///
+    /// # Errors
+    /// When it is gone, or does not say so in time.
+    pub fn wait_until_held(&mut self, limit: Duration) -> Result<Ack, PairError> {
+        let address = self.connection.remote_address();
+        match self
+            .runtime
+            .block_on(within(address, limit, self.control.1.next()))?
+        {
+            Message::Ack(ack) => Ok(ack),
+            _ => Err(PairError::Misbehaved(
+                "an unexpected message while its copy was finished".into(),
+            )),
+        }
+    }
+}
+
+impl Drop for StateSender {
+    fn drop(&mut self) {
+        self.connection.close(CLOSED_DONE.into(), b"the copy is over");
+    }
+}
+
+/// Takes a VM in.
+#[derive(Debug)]
+pub struct StateReceiver {
+    runtime: Arc<Runtime>,
+    endpoint: PinnedEndpoint,
+    connection: Connection,
+    theirs: Hello,
+    control: Control,
+    stream: RecvStream,
+}
+
+impl StateReceiver {
+    /// Knocks at a host once.
+    ///
+    /// # Errors
+    /// When it runs nothing that needs a backup, or one side refuses the other.
+    pub fn dial(config: &StateConfig) -> Result<Self, PairError> {
+        let runtime = runtime()?;
+        let pins = Pins::new(config.peers.clone());
+        let _inside = runtime.enter();
+        let endpoint =
+            PinnedEndpoint::dial_only(config.address, config.identity.clone(), pins, LinkConfig::state())?;
+        let (connection, theirs, control, stream) =
+            runtime.block_on(greet_source(&endpoint, config.address, &config.hello))?;
+        drop(_inside);
+        Ok(Self {
+            runtime,
+            endpoint,
+            connection,
+            theirs,
+            control,
+            stream,
+        })
+    }
+
+    /// What the other host said of itself. Its term is the one that begins when the copy is complete.
+    pub fn peer(&self) -> &Hello {
+        &self.theirs
+    }
+
+    /// The next piece, and its kind.
+    ///
+    /// # Errors
+    /// When the other host is gone or breaks the rules.
+    pub fn take(&mut self) -> Result<(u8, Bytes), PairError> {
+        let address = self.connection.remote_address();
+        let piece = self.runtime.block_on(read_piece(&mut self.stream));
+        piece.map_err(|fault| PairError::of(address, fault))
+    }
+
+    /// Everything is held: the log may begin at `start`, in this term.
+    ///
+    /// # Errors
+    /// When the other host is gone.
+    pub fn confirm(
+        &mut self,
+        term: Term,
+        start: LogOffset,
+        position: lockstep_protocol::Position,
+    ) -> Result<(), PairError> {
+        let address = self.connection.remote_address();
+        let ack = Ack {
+            term,
+            upto: start,
+            executed: start,
+            position,
+        };
+        self.runtime
+            .block_on(self.control.0.write(&Message::Ack(ack)))
+            .map_err(|fault| PairError::of(address, fault))
+    }
+
+    /// Waits until the other host has nothing more to say here.
+    pub fn wait_until_over(self) {
+        self.runtime
+            .block_on(async { timeout(STEP_WAIT, self.connection.closed()).await })
+            .ok();
+    }
+}
+
+impl Drop for StateReceiver {
+    fn drop(&mut self) {
+        self.runtime
+            .block_on(self.endpoint.close(CLOSED_DONE, "the copy is over"));
+    }
+}
+
+async fn greet_source(
+    endpoint: &PinnedEndpoint,
+    address: SocketAddr,
+    ours: &Hello,
+) -> Result<(Connection, Hello, Control, RecvStream), PairError> {
+    let connection = endpoint.connect(address, ATTEMPT).await?;
+    let failed = |fault| PairError::of(address, fault);
+    let mut control = open_control(&connection).await.map_err(failed)?;
+    control
+        .0
+        .write(&Message::Hello(Box::new(ours.clone())))
+        .await
+        .map_err(failed)?;
+    let reply = within(address, STEP_WAIT, control.1.next()).await?;
+    let mut ours = ours.clone();
+    if let Message::Hello(theirs) = &reply {
+        (ours.term, ours.start) = (theirs.term, theirs.start);
+    }
+    let theirs = match judge(&ours, reply) {
+        Ok(theirs) => theirs,
+        Err(error) => return Err(refuse(&connection, &mut control.0, error).await),
+    };
+    let stream = within(address, STEP_WAIT, accept_state(&connection)).await?;
+    Ok((connection, theirs, control, stream))
+}
+
+/// Length, kind, and so many bytes.
+async fn read_piece(stream: &mut RecvStream) -> Result<(u8, Bytes), StreamFault> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).await?;
+    let [a, b, c, d, kind] = head;
+    let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    if length > PIECE_MAX {
+        return Err(StreamFault::Said(format!(
+            "A piece of {length} bytes, {PIECE_MAX} are allowed"
+        )));
+    }
+    let mut piece = BytesMut::zeroed(length);
+    stream.read_exact(&mut piece).await?;
+    Ok((kind, piece.freeze()))
+}
+
+/// One thread beside the caller's: packets move while the caller looks at pages.
+fn runtime() -> Result<Arc<Runtime>, PairError> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("state")
+        .enable_all()
+        .build()
+        .map(Arc::new)
+        .map_err(|error| PairError::Driver(error.to_string()))
+}
+
+impl PairError {
+    /// Whether nobody answered: the host is down, or runs nothing that needs a backup.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Link(LinkError::Unreachable { .. }))
+    }
+}

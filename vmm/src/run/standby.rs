@@ -1,0 +1,112 @@
+//! The run loop of a spare: it knocks at the other host until that runs the VM unprotected, takes the VM in, and is a
+//! backup like any other from then on.
+
+use super::shadow::Shadow;
+use super::{Ended, Host, start};
+use crate::ft::pair::BackupSide;
+use crate::ft::port::DevicePort;
+use crate::ft::replay::Replayer;
+use crate::machine::Machine;
+use crate::status::{Role, What};
+use crate::transfer::intake::{self, IntakeError};
+use anyhow::{Context, bail};
+use lockstep_protocol::ids::Term;
+use lockstep_protocol::message;
+use lockstep_quic::link::PairError;
+use lockstep_quic::state::StateReceiver;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long to wait before knocking again.
+const KNOCK_AGAIN: Duration = Duration::from_millis(100);
+/// How long the primary may take to begin the session; it stands still meanwhile.
+const SESSION_WAIT: Duration = Duration::from_secs(5);
+
+/// Waits for a VM and follows it.
+pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
+    if ports.iter().any(DevicePort::is_mirrored) {
+        bail!(
+            "A mirrored disk cannot be copied to a spare yet: stop the VM, copy the image, and start both hosts with \
+             `lockstep run`; or use a shared disk"
+        );
+    }
+    host.monitor.set_role(Role::Standby, Term::ZERO);
+    host.stop.heed();
+    loop {
+        if host.stop.is_asked() {
+            return Ok(Ended::Stopped);
+        }
+        match take_in(host, &mut ports) {
+            Ok(pair) => {
+                let replayer = Replayer::new(Box::new(pair.source()), ports);
+                return Shadow { replayer, pair }.run(host);
+            }
+            Err(error) => settle_for(host, error)?,
+        }
+    }
+}
+
+/// Nobody who answers is waited for; hosts that differ are for a person to look at; the rest is tried again.
+fn settle_for(host: &Host, error: anyhow::Error) -> anyhow::Result<()> {
+    host.monitor.copying().forget();
+    match error.downcast_ref::<PairError>() {
+        Some(cause) if cause.is_silence() => {}
+        Some(PairError::Refused(_) | PairError::RefusedByPeer(_)) => return Err(error),
+        _ => tracing::warn!(
+            error = format!("{error:#}"),
+            "The VM did not come whole; knocking again"
+        ),
+    }
+    thread::sleep(KNOCK_AGAIN);
+    Ok(())
+}
+
+/// Takes a VM in and begins to follow its log.
+fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSide> {
+    let config = start::state_config(host, ports, message::Role::Backup, Term::ZERO)?;
+    let mut source = StateReceiver::dial(&config)?;
+    tracing::info!(from = %source.peer().node, "Taking the VM in");
+    host.monitor.note(What::CopyBegan);
+    let memory = Arc::clone(host.machine.memory());
+    let taken = intake::take_in(&mut source, &memory, host.monitor.copying()).map_err(plain)?;
+    let stood_still = Instant::now();
+    host.machine = Machine::restore_in(host.spec(ports), memory, &taken.state)
+        .context("The VM that came cannot run here")?;
+    for port in ports.iter_mut() {
+        port.adopt(&host.machine);
+    }
+    let term = source.peer().term;
+    let mut config = start::next_pair_config(host, ports, message::Role::Backup, Term::ZERO)?;
+    (config.hello.term, config.hello.start) = (term, taken.start);
+    config.patience = SESSION_WAIT;
+    let mut context = host.context(ports);
+    let (told, listening) = sync_channel(1);
+    context.listening = Some(told);
+    let position = taken.state.position();
+    let pair = thread::scope(|scope| -> anyhow::Result<_> {
+        let session = scope.spawn(|| BackupSide::listen(config, context));
+        // Who cannot listen says so by its own end.
+        if listening.recv().is_ok() {
+            source.confirm(term, taken.start, position)?;
+        }
+        let pair = session.join().ok().context("The thread that listens died")?;
+        Ok(pair?)
+    })?;
+    // Its end may take a while; the log does not wait for it.
+    thread::spawn(move || drop(source));
+    host.monitor.copying().end(stood_still.elapsed());
+    host.monitor.note(What::PeerConnected);
+    host.monitor.set_pair(Some(pair.probe()));
+    host.monitor.set_role(Role::Backup, pair.term());
+    Ok(pair)
+}
+
+/// What the connection says is looked for by its kind.
+fn plain(error: IntakeError) -> anyhow::Error {
+    match error {
+        IntakeError::Source(error) => error.into(),
+        error => error.into(),
+    }
+}

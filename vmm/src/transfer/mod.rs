@@ -1,0 +1,18 @@
+//! A VM moves to another host while it runs: the second way to make a backup, beside replay from power-on.
+//!
+//! Read in this order: [`pages`] (what memory looks like on the way), [`source`] (the host that runs the VM),
+//! [`intake`] (the spare), [`progress`] (what people see of it). When a move is over the pair is like any other: a term
+//! is claimed, and a log begins.
+
+pub mod intake;
+pub mod pages;
+pub mod progress;
+pub mod source;
+
+/// What a piece of a copy is. 0 is invalid.
+mod piece {
+    /// Pages of memory.
+    pub(super) const PAGES: u8 = 1;
+    /// Where the log begins, 8 bytes, and the state of the machine: the last piece.
+    pub(super) const MACHINE: u8 = 2;
+}

@@ -1,0 +1,247 @@
+//! Pages of guest memory on their way to another host: what is sent for each, and how it is put in place.
+//!
+//! The source encodes with one [`PageEncoder`] for the whole move, the spare applies with [`apply`]. Zeros and repeated
+//! content are not sent as bytes, and bytes are compressed where that pays. Nothing here knows streams or rounds.
+
+use crate::memory::GuestRam;
+use crate::state::dirty::Page;
+use bytes::{BufMut, BytesMut};
+use std::collections::BTreeMap;
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+use xxhash_rust::xxh3::xxh3_128;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of a page.
+const PAGE: usize = Page::BYTES;
+/// Compressed bytes are sent only if they are fewer than this: below an eighth of gain the work is not worth it.
+const PAYS: usize = PAGE - PAGE / 8;
+
+/// All pages of a memory, in order.
+pub fn all(memory: &GuestRam) -> impl Iterator<Item = Page> + use<> {
+    let end = memory
+        .iter()
+        .map(|region| region.start_addr().0 + region.len())
+        .max()
+        .unwrap_or(0);
+    (0..end / PAGE as u64).map(Page::new)
+}
+
+/// How a page, or a run of them, is sent. 0 is invalid.
+mod kind {
+    /// `length` pages of zeros from here on; no bytes follow.
+    pub(super) const ZEROS: u8 = 1;
+    /// The page's bytes.
+    pub(super) const RAW: u8 = 2;
+    /// The page's bytes, compressed by LZ4 to `length` bytes.
+    pub(super) const LZ4: u8 = 3;
+    /// The number of a page that was sent before and holds the same.
+    pub(super) const SAME: u8 = 4;
+}
+
+/// Before what is sent for a page.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Entry {
+    page: U32,
+    kind: u8,
+    reserved: u8,
+    length: U16,
+}
+
+/// Why bytes are no pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPages {
+    /// They end in the middle of a page.
+    #[error("A piece of memory is cut off")]
+    Cut,
+    /// A page of a kind that there is not.
+    #[error("A page of memory comes as kind {0}, which there is not")]
+    Kind(u8),
+    /// A page that this VM does not have.
+    #[error("Page {0} of memory is sent, which this VM does not have")]
+    Page(u64),
+    /// The compressed bytes are no page.
+    #[error("Page {0} of memory does not come to a page's length")]
+    Length(u64),
+}
+
+/// Encodes pages, and remembers what the other side holds.
+#[derive(Debug, Default)]
+pub struct PageEncoder {
+    /// Which page was sent last with this content.
+    holders: BTreeMap<u128, Page>,
+    /// What was sent last for a page; absent for zeros.
+    sent: BTreeMap<Page, u128>,
+    scratch: Vec<u8>,
+}
+
+impl PageEncoder {
+    /// Appends what the other side needs to have `page` as it is in `memory` now. The guest may be writing to it: what
+    /// is torn by that is noted as written, and is sent again.
+    ///
+    /// # Panics
+    /// When the memory does not have the page.
+    pub fn encode(&mut self, memory: &GuestRam, page: Page, out: &mut Pages) {
+        let mut bytes = [0; PAGE];
+        memory
+            .read_slice(&mut bytes, page.address())
+            .expect("only pages of this memory are sent");
+        let content = (bytes != [0; PAGE]).then(|| xxh3_128(&bytes));
+        let before = match content {
+            Some(content) => self.sent.insert(page, content),
+            None => self.sent.remove(&page),
+        };
+        if let Some(before) = before.filter(|before| self.holders.get(before) == Some(&page)) {
+            self.holders.remove(&before);
+        }
+        let Some(content) = content else {
+            return out.add_zero(page);
+        };
+        match self.holders.get(&content) {
+            Some(holder) => out.add(page, kind::SAME, 4, number(*holder).as_bytes()),
+            None => {
+                self.holders.insert(content, page);
+                self.add_bytes(page, &bytes, out);
+            }
+        }
+    }
+
+    fn add_bytes(&mut self, page: Page, bytes: &[u8; PAGE], out: &mut Pages) {
+        self.scratch
+            .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
+        match lz4_flex::block::compress_into(bytes, &mut self.scratch) {
+            Ok(length) if length < PAYS => out.add(page, kind::LZ4, length, &self.scratch[..length]),
+            _ => out.add(page, kind::RAW, PAGE, bytes),
+        }
+    }
+}
+
+/// Encoded pages, to be sent as one piece.
+#[derive(Debug, Default)]
+pub struct Pages {
+    bytes: BytesMut,
+    /// A run of zeros at the end that may still grow: its first page, and how many.
+    zeros: Option<(Page, u16)>,
+}
+
+impl Pages {
+    /// How many bytes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing was encoded.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.zeros.is_none()
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn into_bytes(mut self) -> BytesMut {
+        self.end_zeros();
+        self.bytes
+    }
+
+    fn add_zero(&mut self, page: Page) {
+        match &mut self.zeros {
+            Some((first, count)) if first.get() + u64::from(*count) == page.get() && *count < u16::MAX => {
+                *count += 1
+            }
+            _ => {
+                self.end_zeros();
+                self.zeros = Some((page, 1));
+            }
+        }
+    }
+
+    fn end_zeros(&mut self) {
+        if let Some((first, count)) = self.zeros.take() {
+            self.put(first, kind::ZEROS, count);
+        }
+    }
+
+    fn add(&mut self, page: Page, kind: u8, length: usize, bytes: &[u8]) {
+        self.end_zeros();
+        self.put(page, kind, u16::try_from(length).expect("a page is 4 KiB"));
+        self.bytes.put_slice(bytes);
+    }
+
+    fn put(&mut self, page: Page, kind: u8, length: u16) {
+        let entry = Entry {
+            page: number(page),
+            kind,
+            reserved: 0,
+            length: length.into(),
+        };
+        self.bytes.put_slice(entry.as_bytes());
+    }
+}
+
+/// How a page is named on the way.
+fn number(page: Page) -> U32 {
+    U32::new(u32::try_from(page.get()).expect("guest memory is 3 GiB at most"))
+}
+
+/// Puts encoded pages in their places, and says how many there were.
+///
+/// # Errors
+/// When they are no pages of this memory.
+pub fn apply(mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
+    let mut count = 0;
+    while !bytes.is_empty() {
+        let (entry, rest) = Entry::read_from_prefix(bytes).map_err(|_| BadPages::Cut)?;
+        let page = Page::new(entry.page.get().into());
+        let length = usize::from(entry.length.get());
+        if entry.kind == kind::ZEROS {
+            for page in (page.get()..).take(length).map(Page::new) {
+                write(memory, page, &[0; PAGE])?;
+            }
+            count += u64::from(entry.length.get());
+            bytes = rest;
+            continue;
+        }
+        let (content, rest) = rest.split_at_checked(length).ok_or(BadPages::Cut)?;
+        write(memory, page, &content_of(entry.kind, page, content, memory)?)?;
+        count += 1;
+        bytes = rest;
+    }
+    Ok(count)
+}
+
+fn content_of(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<[u8; PAGE], BadPages> {
+    let wrong = BadPages::Length(page.get());
+    let mut bytes = [0; PAGE];
+    match kind {
+        kind::RAW => bytes = content.try_into().map_err(|_| wrong)?,
+        kind::LZ4 => match lz4_flex::block::decompress_into(content, &mut bytes) {
+            Ok(PAGE) => {}
+            _ => return Err(wrong),
+        },
+        kind::SAME => {
+            let holder = U32::read_from_bytes(content).map_err(|_| wrong)?;
+            let holder = Page::new(holder.get().into());
+            memory
+                .read_slice(&mut bytes, holder.address())
+                .map_err(|_| BadPages::Page(holder.get()))?;
+        }
+        other => return Err(BadPages::Kind(other)),
+    }
+    Ok(bytes)
+}
+
+/// Writes only what differs: a page that is zero already takes no memory of the host.
+fn write(memory: &GuestRam, page: Page, bytes: &[u8; PAGE]) -> Result<(), BadPages> {
+    let outside = |_| BadPages::Page(page.get());
+    let mut now = [0; PAGE];
+    memory.read_slice(&mut now, page.address()).map_err(outside)?;
+    match now == *bytes {
+        true => Ok(()),
+        false => memory.write_slice(bytes, page.address()).map_err(outside),
+    }
+}
+
+#[cfg(test)]
+mod tests;

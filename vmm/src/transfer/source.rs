@@ -1,0 +1,280 @@
+//! The host that runs the VM copies it to a spare, on a thread of its own, while the guest goes on.
+//!
+//! The run loop of a host that is alone opens a [`Source`] and looks at it in every window. The thread admits a spare,
+//! sends memory in rounds until little is left, and then asks for a [`Handover`]: the vCPU thread stands still, gives
+//! what it captured, and goes on when the spare holds everything. Whether a term then begins is the run loop's to settle.
+//! Nothing here claims, and nothing here touches what the guest sees.
+
+use super::pages::{self, PageEncoder, Pages};
+use super::piece;
+use super::progress::Progress;
+use crate::ft::wait::Waker;
+use crate::kvm::KvmError;
+use crate::memory::GuestRam;
+use crate::state::dirty::{Page, WriteTracker};
+use bytes::{BufMut, BytesMut};
+use lockstep_protocol::ids::{LogOffset, NodeName, Position};
+use lockstep_quic::link::PairError;
+use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+/// How long to wait for a spare before looking whether one is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the other thread may take to answer: many times what a window takes.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// How long a spare may take to say that it holds everything.
+const HELD_WAIT: Duration = Duration::from_secs(5);
+/// The guest is stopped when a round has no more pages than this: they go over in some milliseconds.
+const STOP_PAGES: usize = 512;
+/// Rounds after which it is stopped anyway: it writes faster than the connection carries.
+const ROUNDS_MAX: u32 = 12;
+/// So many bytes of pages make a piece.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Raised while the copying thread wants something of the vCPU thread, which looks at it in every window.
+#[derive(Clone, Debug, Default)]
+pub struct Attention(Arc<AtomicBool>);
+
+impl Attention {
+    /// Whether something is wanted.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Why a copy did not come about. The VM goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The spare is gone, or broke the rules.
+    #[error(transparent)]
+    Spare(#[from] PairError),
+    /// KVM does not tell what the guest writes.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The spare says that it holds something else.
+    #[error("The spare says that it holds the VM at position {0}, which is not where it stands")]
+    Elsewhere(Position),
+    /// The two threads lost each other: the VM is over.
+    #[error("The VM stopped while it was copied")]
+    Over,
+}
+
+/// What the copying thread wants.
+#[derive(Debug)]
+pub enum Request {
+    /// To know what is written from now on.
+    Track(SyncSender<Result<Tracked, KvmError>>),
+    /// The VM to stand still.
+    Stop(Handover),
+}
+
+/// A VM whose writes are noted.
+#[derive(Debug)]
+pub struct Tracked {
+    /// Its memory.
+    pub memory: Arc<GuestRam>,
+    /// What was written.
+    pub writes: WriteTracker,
+}
+
+/// What a machine that stands still is, apart from its memory.
+#[derive(Debug)]
+pub struct Captured {
+    /// The encoded state.
+    pub state: Vec<u8>,
+    /// Where the log will begin.
+    pub start: LogOffset,
+    /// Where the machine stands.
+    pub position: Position,
+}
+
+/// The moment in which the machine stands still.
+#[derive(Debug)]
+pub struct Handover {
+    captured: SyncSender<Captured>,
+    held: Receiver<Result<NodeName, CopyError>>,
+}
+
+impl Handover {
+    /// Gives what was captured and waits until a spare holds all of the machine: which one.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn finish(self, captured: Captured) -> Result<NodeName, CopyError> {
+        self.captured.send(captured).map_err(|_| CopyError::Over)?;
+        match self.held.recv_timeout(ANSWER_WAIT) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(CopyError::Over),
+        }
+    }
+}
+
+/// The vCPU thread's end.
+#[derive(Debug)]
+pub struct Source {
+    requests: Receiver<Request>,
+    attention: Attention,
+    wanted: Arc<AtomicBool>,
+}
+
+/// The copying thread's end.
+struct Line {
+    requests: SyncSender<Request>,
+    attention: Attention,
+    waker: Waker,
+    wanted: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+}
+
+impl Source {
+    /// Listens for spares. `waker` ends the vCPU thread's sleep when something is wanted of it.
+    ///
+    /// # Errors
+    /// When the address or our certificate cannot be used.
+    pub fn open(
+        config: StateConfig,
+        waker: Waker,
+        attention: Attention,
+        progress: Arc<Progress>,
+    ) -> Result<Self, PairError> {
+        let door = StateDoor::open(config)?;
+        let (ask, requests) = sync_channel(1);
+        let wanted = Arc::new(AtomicBool::new(true));
+        let line = Line {
+            requests: ask,
+            attention: attention.clone(),
+            waker,
+            wanted: Arc::clone(&wanted),
+            progress,
+        };
+        thread::Builder::new()
+            .name("copy".into())
+            .spawn(move || line.serve(&door))
+            .map_err(|error| PairError::Driver(error.to_string()))?;
+        Ok(Self {
+            requests,
+            attention,
+            wanted,
+        })
+    }
+
+    /// What the copying thread wants, if it wants something.
+    pub fn request(&self) -> Option<Request> {
+        if !self.attention.is_wanted() {
+            return None;
+        }
+        self.attention.0.store(false, Ordering::Release);
+        self.requests.try_recv().ok()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.wanted.store(false, Ordering::Release);
+    }
+}
+
+impl Line {
+    /// Admits spares until the VM was handed over to one, or is over.
+    fn serve(&self, door: &StateDoor) {
+        while self.wanted.load(Ordering::Acquire) {
+            let Some(spare) = door.admit(LOOK) else { continue };
+            self.progress.begin();
+            match self.copy(spare) {
+                Ok(()) => return,
+                Err(CopyError::Over) => return self.progress.forget(),
+                Err(error) => {
+                    self.progress.forget();
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "A copy failed; the next spare is waited for"
+                    );
+                }
+            }
+        }
+    }
+
+    fn copy(&self, mut spare: StateSender) -> Result<(), CopyError> {
+        let (answer, tracked) = sync_channel(1);
+        self.ask(Request::Track(answer))?;
+        let Tracked { memory, writes } = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
+        let mut encoder = PageEncoder::default();
+        let mut left: Vec<Page> = pages::all(&memory).collect();
+        for _ in 0..ROUNDS_MAX {
+            self.send(&mut spare, &mut encoder, &memory, &left)?;
+            left = writes.take()?;
+            if left.len() <= STOP_PAGES {
+                break;
+            }
+        }
+        let (give, captured) = sync_channel(1);
+        let (tell, held) = sync_channel(1);
+        self.ask(Request::Stop(Handover { captured: give, held }))?;
+        let captured: Captured = captured.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)?;
+        let outcome = (|| {
+            left.extend(writes.take()?);
+            left.sort_unstable();
+            left.dedup();
+            self.send(&mut spare, &mut encoder, &memory, &left)?;
+            finish(&mut spare, &captured)
+        })();
+        // Whoever stands still hears it first; the tracker ends after that.
+        tell.send(outcome).map_err(|_| CopyError::Over)
+    }
+
+    fn send(
+        &self,
+        spare: &mut StateSender,
+        encoder: &mut PageEncoder,
+        memory: &GuestRam,
+        left: &[Page],
+    ) -> Result<(), CopyError> {
+        self.progress.round(left.len() as u64);
+        let mut rest = left.iter();
+        let mut counted = 0;
+        loop {
+            let mut out = Pages::default();
+            while out.len() < PIECE_BYTES {
+                let Some(page) = rest.next() else { break };
+                encoder.encode(memory, *page, &mut out);
+            }
+            let done = (left.len() - rest.len()) as u64;
+            let bytes = out.into_bytes().freeze();
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let length = bytes.len() as u64;
+            spare.send(piece::PAGES, bytes)?;
+            self.progress.moved(done - counted, length);
+            counted = done;
+            if !self.wanted.load(Ordering::Acquire) {
+                return Err(CopyError::Over);
+            }
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<(), CopyError> {
+        self.requests.send(request).map_err(|_| CopyError::Over)?;
+        self.attention.0.store(true, Ordering::Release);
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+/// Sends what the machine is apart from its memory, and waits until the spare holds all of it.
+fn finish(spare: &mut StateSender, captured: &Captured) -> Result<NodeName, CopyError> {
+    let mut bytes = BytesMut::with_capacity(8 + captured.state.len());
+    bytes.put_u64_le(captured.start.get());
+    bytes.put_slice(&captured.state);
+    spare.send(piece::MACHINE, bytes.freeze())?;
+    let ack = spare.wait_until_held(HELD_WAIT)?;
+    match (ack.upto, ack.position) == (captured.start, captured.position) {
+        true => Ok(spare.peer().node.clone()),
+        false => Err(CopyError::Elsewhere(ack.position)),
+    }
+}
