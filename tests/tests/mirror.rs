@@ -202,8 +202,9 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
             power_off(&mut a, &mut b);
             drop((a, b));
 
-            // The guest's first records are its boot, and most of that is reading the disk.
-            for record in ["8", "11"] {
+            // The guest's first records are its boot, and most of that is one read of the disk after the other. Which of
+            // them is under way at which record depends on the clock; at one of three in a row it is one.
+            let ordered_again = ["8", "10", "12"].map(|record| {
                 let mut b = pair.start("b", "backup").unwrap();
                 let dying = ["--die-at-record", record];
                 let _a = pair
@@ -212,13 +213,12 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
                 b.wait_until_role("alone").unwrap();
                 plug(&["b"]).unwrap();
                 assert_eq!(cli("STRLEN large").unwrap(), "65536", "died at record {record}");
-                let log = b.log();
-                let again = log.lines().rev().find(|line| line.contains("is ordered again"));
-                assert!(again.is_some_and(|line| line.contains("requests=1")), "{log}");
                 b.stop();
                 b.wait_for_end().unwrap();
                 fs::copy(pair.path("disk-b.raw"), pair.path("disk-a.raw")).unwrap();
-            }
+                b.log().matches("is ordered again requests=1").count()
+            });
+            assert!(ordered_again.iter().any(|count| *count > 0), "{ordered_again:?}");
         },
     );
 }
