@@ -80,6 +80,9 @@ pub struct BenchArgs {
     /// How many requests each of them has in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pipeline: u16,
+    /// How the hosts have the guest's disk
+    #[arg(long, value_enum, default_value_t = Disk::Shared)]
+    pub disk: Disk,
     /// How often unprotected and protected take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,
@@ -108,6 +111,16 @@ pub enum Disk {
     Shared,
     /// Each has an image of its own
     Mirror,
+}
+
+impl Disk {
+    /// As the configuration, the command line and the reports say it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Mirror => "mirror",
+        }
+    }
 }
 
 /// Who hands out terms.
