@@ -130,6 +130,10 @@ impl LogSink for Sink {
     fn is_lost(&self) -> bool {
         false
     }
+
+    fn end(&self) -> LogOffset {
+        self.0.lock().unwrap().end
+    }
 }
 
 struct Source(VecDeque<Record<Bytes>>);

@@ -273,6 +273,10 @@ impl LogSink for MemoryLog {
     fn is_lost(&self) -> bool {
         false
     }
+
+    fn end(&self) -> LogOffset {
+        self.0.lock().unwrap().end
+    }
 }
 
 /// A log that was received to its end.
