@@ -156,6 +156,22 @@ impl Pair {
         })
     }
 
+    /// Has a node write a snapshot, and returns what the command said.
+    pub fn snapshot(&self, node: &str, file: &str) -> anyhow::Result<String> {
+        let taken = Command::new(&self.lockstep)
+            .args(["snapshot", "--node", node, "--config"])
+            .arg(self.path("vm.toml"))
+            .arg("--to")
+            .arg(self.path(file))
+            .output()?;
+        ensure!(
+            taken.status.success(),
+            "lockstep snapshot failed: {}",
+            String::from_utf8_lossy(&taken.stderr)
+        );
+        Ok(String::from_utf8(taken.stdout)?)
+    }
+
     /// Starts both nodes and waits until the guest is protected and its taps are on the bridge.
     pub fn start_both(&self) -> anyhow::Result<(Node, Node)> {
         let mut b = self.start("b", "backup")?;

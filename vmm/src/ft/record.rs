@@ -11,6 +11,7 @@ use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
 use crate::board::clock::HostClock;
 use crate::console::Typed;
+use crate::errand::Errands;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
@@ -69,6 +70,7 @@ pub struct Recorder {
     lateness: Lateness,
     batch: Batch,
     attention: Attention,
+    errands: Option<Errands>,
 }
 
 impl Recorder {
@@ -84,6 +86,7 @@ impl Recorder {
             lateness: Lateness::default(),
             batch: Batch::default(),
             attention: Attention::default(),
+            errands: None,
         }
     }
 
@@ -134,6 +137,18 @@ impl Recorder {
         self
     }
 
+    /// From now on errands, too, are a reason to leave a window in which the guest idles.
+    #[must_use]
+    pub fn with_errands(mut self, errands: Errands) -> Self {
+        self.errands = Some(errands);
+        self
+    }
+
+    /// Tells the device processes where the queues of a machine are whose drivers are at work already.
+    pub fn adopt(&mut self, machine: &Machine) {
+        self.ports.iter_mut().for_each(|port| port.adopt(machine));
+    }
+
     /// Powers the machine on: the window at position 0.
     ///
     /// # Errors
@@ -182,7 +197,7 @@ impl Recorder {
                     self.lateness.closed(now);
                     return Ok(());
                 }
-                Some(_) if stop.is_asked() || self.attention.is_wanted() => return Ok(()),
+                Some(_) if stop.is_asked() || self.is_wanted() => return Ok(()),
                 Some(until) => {
                     self.sink.flush();
                     wait::sleep(&mut self.ports, &self.waker, remaining(until, now));
@@ -224,6 +239,11 @@ impl Recorder {
         while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
         }
+    }
+
+    /// Whether the run loop is wanted for something that needs no input.
+    fn is_wanted(&self) -> bool {
+        self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }
 
     fn deadline(&self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {

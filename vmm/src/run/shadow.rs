@@ -126,7 +126,8 @@ impl Shadow {
             Settled::Lives(term) => {
                 let clock = HostClock::resumed(host.machine.time(), boottime().saturating_since(heard));
                 let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone())
-                    .with_console(host.typed.clone());
+                    .with_console(host.typed.clone())
+                    .with_errands(host.errands.clone());
                 let live = promote(host, recorder, &mut exit, term);
                 host.monitor.set_takeover(stages.done(heard, &loss));
                 live.run_from(host, exit)
