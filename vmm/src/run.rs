@@ -133,7 +133,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
     let node = config.node(&options.node)?.clone();
     let peer = config.peer_of(&options.node)?.clone();
-    let shown_peer = (!options.alone).then(|| (peer.name.to_string(), peer.address.to_string()));
+    let shown_peer = (peer.name.to_string(), peer.address.to_string());
     let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown_peer);
     let waker = Waker::new().context("Cannot make an event file; raise the limit on open files")?;
     let stop = start::stop_on_signals(&waker)?;
