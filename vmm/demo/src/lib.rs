@@ -19,7 +19,7 @@ mod stage;
 mod timeline;
 mod world;
 
-pub use args::{Arbiter, BenchArgs, DemoArgs, Guest};
+pub use args::{Arbiter, BenchArgs, DemoArgs, Disk, Guest};
 
 use std::process::ExitCode;
 
@@ -33,6 +33,11 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     }
     let mut progress = Progress::new();
     if let Some(count) = args.rounds {
+        if args.disk == Disk::Mirror {
+            anyhow::bail!(
+                "--rounds needs --disk shared: a mirrored disk cannot be copied to a new backup yet"
+            );
+        }
         let report = stage::play(rounds::tell(args, count, &mut progress))?;
         progress.end();
         return report.print(args.json);
