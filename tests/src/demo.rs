@@ -129,6 +129,13 @@ impl Report {
             bad[3],
             self.stories
         );
+        let after_boot = [self.lost_after_boot, self.wrong_after_boot].map(Option::unwrap_or_default);
+        ensure!(
+            after_boot == [0; 2],
+            "{} operations lost and {} values wrong on the survivor's disk",
+            after_boot[0],
+            after_boot[1]
+        );
         ensure!(
             self.live_hosts == 1,
             "{} hosts are live in the end",

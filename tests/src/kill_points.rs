@@ -4,12 +4,14 @@
 //! A first run learns how many records the workload makes. Then one run for each point. The record's number also says how
 //! the primary dies (`vmm/src/ft/die.rs`): in the moment in which the record is appended, or when it was acked and what
 //! it let go has left, or some time later, in which nothing of the log left any more. The points take turns in that.
+//! With mirrored disks the guest is booted anew from the survivor's own image each time, and has to have everything.
 //! `cargo xtask kill-points` plays 200 points with release programs, `tests/kill_points.rs` some in every test run.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::demo::{Demo, Report, Spread};
@@ -28,10 +30,30 @@ const START_MARGIN: u64 = 60;
 /// A record's remainder by this says how the primary dies at it.
 const MANNERS: u64 = 4;
 
+/// How the hosts have the guest's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Disk {
+    /// Both have the same one
+    Shared,
+    /// Each has an image of its own
+    Mirror,
+}
+
+impl Disk {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Shared => &["--disk", "shared"],
+            Self::Mirror => &["--disk", "mirror", "--boot-again"],
+        }
+    }
+}
+
 /// What came of the suite.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     seed: u64,
+    disk: Disk,
     points: u64,
     first_record: u64,
     last_record: u64,
@@ -44,9 +66,9 @@ pub struct Outcome {
 }
 
 /// Plays the suite and tells what came of it.
-pub fn run(points: u64, seed: u64, json: bool) -> anyhow::Result<()> {
+pub fn run(points: u64, seed: u64, disk: Disk, json: bool) -> anyhow::Result<()> {
     let demo = Demo::new(programs::release("lockstep")?, logs())?;
-    let outcome = play(&demo, points, seed, |line| eprintln!("{line}"))?;
+    let outcome = play(&demo, points, seed, disk, |line| eprintln!("{line}"))?;
     if json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
@@ -64,7 +86,7 @@ pub fn logs() -> PathBuf {
 }
 
 /// Plays the suite with any `demo`; `tell` hears of the progress.
-pub fn play(demo: &Demo, points: u64, seed: u64, tell: impl Fn(&str)) -> anyhow::Result<Outcome> {
+pub fn play(demo: &Demo, points: u64, seed: u64, disk: Disk, tell: impl Fn(&str)) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let seed_word = seed.to_string();
     let workload = [
@@ -75,6 +97,7 @@ pub fn play(demo: &Demo, points: u64, seed: u64, tell: impl Fn(&str)) -> anyhow:
         "--end-after",
         AFTERWARDS_MS,
     ];
+    let workload = [&workload[..], disk.arguments()].concat();
     let known = demo.play(
         "reference",
         &[&workload[..], &["--kill-after", WORKLOAD_MS]].concat(),
@@ -115,6 +138,7 @@ pub fn play(demo: &Demo, points: u64, seed: u64, tell: impl Fn(&str)) -> anyhow:
     }
     Ok(Outcome {
         seed,
+        disk,
         points,
         first_record: first,
         last_record: known.log_records,

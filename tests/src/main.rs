@@ -47,6 +47,9 @@ enum Task {
         /// Which workload
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
+        /// How the hosts have the disk; each own image is booted alone in the end
+        #[arg(long, value_enum, default_value_t = kill_points::Disk::Shared)]
+        disk: kill_points::Disk,
         /// Print one JSON object as the last line
         #[arg(long)]
         json: bool,
@@ -59,7 +62,12 @@ fn main() -> ExitCode {
         Task::QemuPlain { install } => qemu::suite::run(install),
         Task::Lab(args) => lab::run(&args),
         Task::Seeds { runs, json } => seeds::run(runs, json),
-        Task::KillPoints { points, seed, json } => kill_points::run(points, seed, json),
+        Task::KillPoints {
+            points,
+            seed,
+            disk,
+            json,
+        } => kill_points::run(points, seed, disk, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

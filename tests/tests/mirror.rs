@@ -118,6 +118,27 @@ fn a_backup_whose_image_is_full_ends_and_the_primary_goes_on() {
 }
 
 #[test]
+fn a_primary_whose_image_is_full_says_so_to_its_guest_and_keeps_its_backup() {
+    network::alone(
+        "a_primary_whose_image_is_full_says_so_to_its_guest_and_keeps_its_backup",
+        || {
+            let pair = Pair::mirrored().unwrap();
+            give_little_room(&pair, "disk-a.raw");
+            let (a, b) = pair.start_both().unwrap();
+
+            let written: Vec<_> = (0..32).map(|key| set_64_kib(&format!("large-{key}"))).collect();
+
+            // An honest error is no promise, and the client heard it.
+            assert!(written[31].contains("ERR"), "{written:?}");
+            b.wait_until_logged("The primary's disk failed where this host's did not")
+                .unwrap();
+            assert_eq!(a.status().unwrap()["role"], "primary");
+            assert_eq!(b.status().unwrap()["role"], "backup");
+        },
+    );
+}
+
+#[test]
 fn a_slow_disk_gets_every_write_whole_before_its_host_goes_live() {
     network::alone(
         "a_slow_disk_gets_every_write_whole_before_its_host_goes_live",

@@ -229,12 +229,16 @@ impl Disk {
     /// The next part at or behind `at` that may hold something else than zeros; `None` when there is none.
     pub fn next_data(&self, at: u64) -> io::Result<Option<Extent>> {
         use rustix::fs::SeekFrom::{Data, Hole};
-        let start = match rustix::fs::seek(&self.cached, Data(at)) {
-            Ok(start) => start,
+        let (start, end) = match rustix::fs::seek(&self.cached, Data(at)) {
+            Ok(start) => (
+                start,
+                rustix::fs::seek(&self.cached, Hole(start))?.min(self.bytes),
+            ),
             Err(Errno::NXIO) => return Ok(None),
+            // Block devices know no holes (Linux 6.18): all of it is data.
+            Err(Errno::INVAL) => (at, self.bytes),
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(&self.cached, Hole(start))?.min(self.bytes);
         Ok((start < end).then(|| Extent {
             at: start,
             bytes: end - start,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use lockstep_staging::{ImageDigest, Mirrored, Mode};
+use vhost_blk_ft::disk::{Disk, DiskOptions, Sharing};
 use world::vmm::{Vmm, staging_and_ask};
 use world::{DISCARD, Device, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, command, complaint};
 
@@ -188,4 +189,25 @@ fn two_hosts_that_are_given_one_image_are_told_so() {
     let said = complaint(second);
     assert!(said.contains("is in use by another process"), "{said}");
     assert!(said.contains("an image of its own"), "{said}");
+}
+
+#[test]
+#[ignore = "a measurement: run it in release with DISK set to an image, and --ignored --nocapture"]
+fn what_it_takes_to_tell_what_an_image_holds() {
+    let path = std::env::var_os("DISK").unwrap();
+    let disk = Disk::open(&DiskOptions {
+        path: path.into(),
+        read_only: true,
+        sharing: Sharing::Mirrored,
+        serial: "disk".to_owned(),
+    });
+    let disk = disk.unwrap();
+    let begin = std::time::Instant::now();
+    let digest = vhost_blk_ft::image::digest(&disk).unwrap();
+    println!(
+        "{} bytes in {:?}: {:02x?}",
+        disk.bytes(),
+        begin.elapsed(),
+        &digest[..8]
+    );
 }

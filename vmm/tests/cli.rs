@@ -234,6 +234,7 @@ fn example() -> Status {
         guest_time_ns: 0,
         uptime_ms: 0,
         takeover: None,
+        copy: None,
         events: Vec::new(),
     }
 }

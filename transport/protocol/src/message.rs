@@ -12,7 +12,7 @@ use crate::limits::MAX_SENTENCE;
 use crate::session::{Parting, Timing};
 use crate::time::Instant;
 
-pub use image::{CopyAdvice, Image, ShownImage};
+pub use image::{CopyAdvice, Image, ImagesDiffer};
 
 /// Everything that is said on a control, ack or heartbeat stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,8 +153,8 @@ pub enum Refusal {
     #[error("Host {0} and host {1} have different devices or device features ({2} and {3})")]
     Devices(NodeName, NodeName, Digest, Digest),
     /// Each has its own image of the disk, and the images differ.
-    #[error("Host {0} and host {1} have different disk images ({2} and {3}): {4}")]
-    Images(NodeName, NodeName, ShownImage, ShownImage, CopyAdvice),
+    #[error(transparent)]
+    Images(Box<ImagesDiffer>),
     /// Their timings differ.
     #[error("Host {0} and host {1} have different heartbeat, time-out or lease: use the same file on both")]
     Timing(NodeName, NodeName),

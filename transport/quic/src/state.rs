@@ -232,7 +232,7 @@ impl StateReceiver {
     ///
     /// # Errors
     /// When the other host is gone or breaks the rules.
-    pub fn next(&mut self) -> Result<(u8, Bytes), PairError> {
+    pub fn take(&mut self) -> Result<(u8, Bytes), PairError> {
         let address = self.connection.remote_address();
         let piece = self.runtime.block_on(read_piece(&mut self.stream));
         piece.map_err(|fault| PairError::of(address, fault))

@@ -44,6 +44,10 @@ pub struct DemoArgs {
     /// In the end stop the survivor, boot the guest anew from its disk alone, and read every key back once more
     #[arg(long)]
     pub boot_again: bool,
+    /// Kill the primary N times, each time after the survivor of the last death has made a new backup of itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000),
+          conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after", "boot_again"])]
+    pub rounds: Option<u16>,
     /// For tests: the primary kills its own host at record N of its log
     #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after"])]
     pub kill_at_record: Option<u64>,
@@ -76,6 +80,9 @@ pub struct BenchArgs {
     /// How many requests each of them has in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pipeline: u16,
+    /// How the hosts have the guest's disk
+    #[arg(long, value_enum, default_value_t = Disk::Shared)]
+    pub disk: Disk,
     /// How often unprotected and protected take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,
@@ -104,6 +111,16 @@ pub enum Disk {
     Shared,
     /// Each has an image of its own
     Mirror,
+}
+
+impl Disk {
+    /// As the configuration, the command line and the reports say it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Mirror => "mirror",
+        }
+    }
 }
 
 /// Who hands out terms.

@@ -10,7 +10,7 @@ mod throughput;
 
 use std::time::{Duration, Instant};
 
-use crate::args::{Arbiter, BenchArgs, Disk};
+use crate::args::{Arbiter, BenchArgs};
 use crate::progress::Progress;
 use crate::world::config::{GUEST, NODES};
 use crate::world::namespace::Network;
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: &BenchArgs, progress: &mut Progress) -> anyhow::Re
                 .map(|dir| dir.join(format!("{round}-{}", side.told())));
             let wish = Wish {
                 arbiter: Arbiter::File,
-                disk: Disk::Shared,
+                disk: args.disk,
                 relay: false,
                 keep: dir,
                 verbose: args.verbose,

@@ -13,6 +13,7 @@ mod fault;
 pub mod outside;
 mod progress;
 mod report;
+mod rounds;
 mod samples;
 mod stage;
 mod timeline;
@@ -31,6 +32,11 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
     let mut progress = Progress::new();
+    if let Some(count) = args.rounds {
+        let report = stage::play(rounds::tell(args, count, &mut progress))?;
+        progress.end();
+        return report.print(args.json);
+    }
     let seen = stage::play(timeline::tell(args, &mut progress))?;
     progress.end();
     Report::new(args, seen).print(args.json)

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::args::{DemoArgs, Disk};
+use crate::args::DemoArgs;
 use crate::client::check::Losses;
 use crate::clock::ms_between;
 use crate::timeline::Seen;
@@ -77,10 +77,7 @@ impl Report {
             seed: args.seed,
             clients: args.clients,
             fault: seen.fault.name(),
-            disk: match args.disk {
-                Disk::Shared => "shared",
-                Disk::Mirror => "mirror",
-            },
+            disk: args.disk.word(),
             acked_ops: seen.tally.acked,
             lost_ops,
             wrong_replies,

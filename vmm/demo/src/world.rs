@@ -100,6 +100,17 @@ impl World {
         Host::start(node, command, self.layout.control_socket(node), &self.output)
     }
 
+    /// Starts a spare in the place of a host that died.
+    pub(crate) fn start_spare(&self, node: &str) -> anyhow::Result<Host> {
+        let mut command = Command::new(&self.lockstep);
+        command
+            .arg("standby")
+            .arg("--config")
+            .arg(self.layout.config_file());
+        command.args(["--node", node, "--die-with-parent"]);
+        Host::start(node, command, self.layout.control_socket(node), &self.output)
+    }
+
     /// Waits until the guest answers over the network, and with two hosts until it is protected.
     pub(crate) async fn wait_until_up(
         &mut self,

@@ -12,7 +12,7 @@ use anyhow::Context;
 use comfy_table::{Table, presets};
 
 use crate::config::{CONTROL_SOCKET, Config};
-use crate::status::Status;
+use crate::status::{Copy, Status};
 
 /// Prints the status of the node in `run_dir`, or of `node` in the configuration `config`.
 pub fn status(
@@ -162,11 +162,31 @@ fn history(status: &Status) -> Vec<(&'static str, String)> {
         );
         rows.push(("takeover", text));
     }
+    if let Some(copy) = &status.copy {
+        rows.push(("copy", copied(copy)));
+    }
     for event in &status.events {
         let (seconds, nanos) = (event.at_unix_ns / SECOND, event.at_unix_ns % SECOND);
         rows.push(("event", format!("{seconds}.{nanos:09} {}", word(&event.what))));
     }
     rows
+}
+
+/// How far a copy of the VM is, or how it went.
+fn copied(copy: &Copy) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let done = format!(
+        "{:.1} MiB for {} pages in {} rounds, {:.1} MiB a second",
+        mib(copy.bytes),
+        copy.pages,
+        copy.rounds,
+        mib(copy.bytes_per_s)
+    );
+    match (copy.stop_ms, copy.seconds_left) {
+        (Some(stop), _) => format!("{done}, {:.2} s; stood still for {stop:.1} ms", copy.seconds),
+        (None, Some(left)) => format!("{done}; {} pages left, about {left:.1} s", copy.pages_left),
+        (None, None) => done,
+    }
 }
 
 /// A unit variant as its JSON word, in words.

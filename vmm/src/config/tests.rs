@@ -180,11 +180,25 @@ fn the_digest_changes_with_what_the_guest_could_notice() {
         parse(&GOOD.replace("4c:53:01", "4c:53:02")).unwrap().digest()
     );
     assert_ne!(digest, parse(&GOOD.replace("ip=10", "ip=11")).unwrap().digest());
+    assert_ne!(digest, parse(&GOOD.replace("shared", "mirror")).unwrap().digest());
     assert_ne!(
         digest,
         parse(&GOOD.replace("dir = \"arbiter\"", "dir = \"other\""))
             .unwrap()
             .digest()
+    );
+}
+
+#[test]
+fn a_disk_is_shared_unless_it_is_mirrored_and_nothing_else() {
+    let mode = |text: &str| parse(text).unwrap().vm.disk.unwrap().mode;
+    assert_eq!(mode(GOOD), DiskMode::Shared);
+    assert_eq!(mode(&GOOD.replace("mode = \"shared\"\n", "")), DiskMode::Shared);
+    assert_eq!(mode(&GOOD.replace("shared", "mirror")), DiskMode::Mirror);
+    let other = refusal("\"shared\"", "\"both\"");
+    assert!(
+        other.contains("unknown variant `both`, expected `shared` or `mirror`"),
+        "{other}"
     );
 }
 

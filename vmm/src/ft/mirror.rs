@@ -193,3 +193,52 @@ impl Mirror {
 #[derive(Debug, thiserror::Error)]
 #[error("The process staged {0}")]
 struct Strange(&'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mirror() -> Mirror {
+        Mirror {
+            device: DeviceId::new(1),
+            open: BTreeSet::new(),
+            done: BTreeMap::new(),
+            scratch: Vec::new(),
+            told: false,
+        }
+    }
+
+    #[test]
+    fn an_image_that_failed_where_the_primarys_did_not_is_the_end_of_a_backup() {
+        let failed = Mirrored::Failed("No space left on device".to_owned());
+        let error = mirror().compare(&failed, true).unwrap_err();
+        let sentence = error.to_string();
+        assert!(
+            sentence.contains("failed (No space left on device) where the primary's did not"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn an_error_that_the_guest_was_told_of_is_no_end_and_is_said_once_if_only_the_primary_has_it() {
+        let mut mirror = mirror();
+        let failed = Mirrored::Failed("Input/output error".to_owned());
+        assert_eq!(mirror.compare(&failed, false), Ok(()));
+        assert!(!mirror.told);
+        assert_eq!(mirror.compare(&Mirrored::Done, false), Ok(()));
+        assert!(mirror.told);
+    }
+
+    #[test]
+    fn requests_that_change_nothing_and_those_that_both_hosts_did_are_fine() {
+        let mut mirror = mirror();
+        for (mirrored, primary_ok) in [
+            (Mirrored::Nothing, true),
+            (Mirrored::Nothing, false),
+            (Mirrored::Done, true),
+        ] {
+            assert_eq!(mirror.compare(&mirrored, primary_ok), Ok(()));
+        }
+        assert!(!mirror.told);
+    }
+}

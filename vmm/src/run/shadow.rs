@@ -91,6 +91,8 @@ impl Shadow {
     /// goes live in this very window.
     fn take_over(self, host: &mut Host, mut exit: Exit) -> anyhow::Result<Ended> {
         let Self { mut replayer, pair } = self;
+        // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
+        replayer.settle()?;
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
@@ -107,8 +109,6 @@ impl Shadow {
             );
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
-        // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
-        replayer.settle()?;
         // The source goes first: the session belongs to one holder when it ends.
         let ports = replayer.into_ports();
         let mut takeover = pair.take_over();

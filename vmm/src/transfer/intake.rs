@@ -52,7 +52,7 @@ pub fn take_in(
     progress.begin();
     progress.round(0);
     loop {
-        let (kind, bytes) = source.next()?;
+        let (kind, bytes) = source.take()?;
         match kind {
             piece::PAGES => {
                 let count = pages::apply(&bytes, memory)?;

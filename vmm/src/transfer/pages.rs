@@ -6,7 +6,7 @@
 use crate::memory::GuestRam;
 use crate::state::dirty::Page;
 use bytes::{BufMut, BytesMut};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::little_endian::{U16, U32};
@@ -70,9 +70,9 @@ pub enum BadPages {
 #[derive(Debug, Default)]
 pub struct PageEncoder {
     /// Which page was sent last with this content.
-    holders: HashMap<u128, Page>,
+    holders: BTreeMap<u128, Page>,
     /// What was sent last for a page; absent for zeros.
-    sent: HashMap<Page, u128>,
+    sent: BTreeMap<Page, u128>,
     scratch: Vec<u8>,
 }
 

@@ -16,11 +16,26 @@ pub struct Image {
     pub last_holder: Option<NodeName>,
 }
 
-/// The digest of an image in a sentence, if there is an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShownImage(Option<Digest>);
+/// Two hosts have different images.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "Host {us} and host {them} have different disk images ({} and {}): {advice}",
+    Shown(*ours),
+    Shown(*theirs)
+)]
+pub struct ImagesDiffer {
+    us: NodeName,
+    them: NodeName,
+    ours: Option<Digest>,
+    theirs: Option<Digest>,
+    /// What to do.
+    pub advice: CopyAdvice,
+}
 
-impl fmt::Display for ShownImage {
+/// The digest of an image in a sentence, if there is an image.
+struct Shown(Option<Digest>);
+
+impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(digest) => digest.fmt(f),
@@ -74,17 +89,17 @@ impl fmt::Display for CopyAdvice {
 /// Do both hosts have the same image, or none each? Asked before the devices are compared: images of different lengths
 /// make different devices, and the remedy is to copy one.
 pub(super) fn check(ours: &Hello, theirs: &Hello) -> Option<Refusal> {
-    let shown = |hello: &Hello| ShownImage(hello.image.as_ref().map(|image| image.digest));
-    if shown(ours) == shown(theirs) {
+    let digest = |hello: &Hello| hello.image.as_ref().map(|image| image.digest);
+    if digest(ours) == digest(theirs) {
         return None;
     }
     let mut images = [&ours.image, &theirs.image].into_iter().flatten();
     let last_holder = images.find_map(|image| image.last_holder.as_ref());
-    Some(Refusal::Images(
-        ours.node.clone(),
-        theirs.node.clone(),
-        shown(ours),
-        shown(theirs),
-        CopyAdvice::new(last_holder, &ours.node, &theirs.node),
-    ))
+    Some(Refusal::Images(Box::new(ImagesDiffer {
+        us: ours.node.clone(),
+        them: theirs.node.clone(),
+        ours: digest(ours),
+        theirs: digest(theirs),
+        advice: CopyAdvice::new(last_holder, &ours.node, &theirs.node),
+    })))
 }

@@ -13,6 +13,7 @@ pub(crate) struct Report {
     rounds: u16,
     clients: u16,
     pipeline: u16,
+    disk: &'static str,
     unprotected: Numbers,
     protected: Numbers,
     /// Protected over unprotected.
@@ -132,6 +133,7 @@ impl Report {
             rounds: args.rounds,
             clients: args.clients,
             pipeline: args.pipeline,
+            disk: args.disk.word(),
             ratio: Numbers::ratio(&protected, &alone),
             unprotected: alone.rounded(),
             protected: protected.rounded(),

@@ -89,13 +89,7 @@ impl Layout {
         let mut text = String::from(VM);
         push(
             &mut text,
-            format_args!(
-                "[vm.disk]\nmode = \"{}\"\n\n",
-                match self.disk {
-                    Disk::Shared => "shared",
-                    Disk::Mirror => "mirror",
-                }
-            ),
+            format_args!("[vm.disk]\nmode = \"{}\"\n\n", self.disk.word()),
         );
         match self.arbiter {
             Arbiter::File => text.push_str("[arbiter]\nkind = \"file\"\ndir = \"arbiter\"\n"),

@@ -24,6 +24,8 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) takeover: Option<Takeover>,
     #[serde(default)]
+    pub(crate) copy: Option<Copy>,
+    #[serde(default)]
     pub(crate) events: Vec<Event>,
 }
 
@@ -40,6 +42,14 @@ pub(crate) struct Takeover {
     pub(crate) replay_ms: f64,
     pub(crate) claim_ms: f64,
     pub(crate) promote_ms: f64,
+}
+
+/// What a copy to a spare took.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Copy {
+    pub(crate) rounds: u32,
+    pub(crate) bytes: u64,
+    pub(crate) stop_ms: Option<f64>,
 }
 
 /// Something that happened.

@@ -11,7 +11,7 @@ use lockstep_arbiter::register::VmName;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 
 use super::{Line, sentence};
-use crate::config::{Arbiter, Config, Node};
+use crate::config::{Arbiter, Config, DiskMode, Node};
 
 pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
     let mut lines = vec![
@@ -28,7 +28,7 @@ pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
         lines.push(self::tap(tap));
     }
     if let Some(disk) = node.disk.as_deref().filter(|_| node.blk_process.is_none()) {
-        lines.push(self::disk(disk));
+        lines.push(self::disk(disk, config.vm.disk.map(|disk| disk.mode)));
     }
     if let Arbiter::Quic { certificate, .. } = &config.arbiter {
         lines.push(pinned("arbiter's certificate", certificate));
@@ -110,7 +110,7 @@ fn tap(name: &str) -> Line {
     )
 }
 
-fn disk(path: &Path) -> Line {
+fn disk(path: &Path, mode: Option<DiskMode>) -> Line {
     let size = OpenOptions::new()
         .read(true)
         .write(true)
@@ -129,7 +129,14 @@ fn disk(path: &Path) -> Line {
         Err(error) => Line::fail(
             "disk",
             format!("{} cannot be opened for writing: {error}", path.display()),
-            "Name a file or block device that both hosts reach, and let this user write to it",
+            match mode {
+                Some(DiskMode::Mirror) => {
+                    "Name this host's own image of the disk, equal to the other host's, and let this user write to it"
+                }
+                Some(DiskMode::Shared) | None => {
+                    "Name a file or block device that both hosts reach, and let this user write to it"
+                }
+            },
         ),
     }
 }

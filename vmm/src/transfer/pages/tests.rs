@@ -1,3 +1,5 @@
+//! Copies between two small memories, as encoder and `apply` make them together.
+
 use super::*;
 use crate::memory;
 use proptest::prelude::*;
