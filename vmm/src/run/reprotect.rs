@@ -110,7 +110,10 @@ impl Live {
             }
             Err(error) => return Err(error).context("The VM cannot be copied"),
         };
-        let paired = match handover.finish(captured) {
+        tracing::debug!(after = ?stood_still.elapsed(), "The machine is captured");
+        let held = handover.finish(captured);
+        tracing::debug!(after = ?stood_still.elapsed(), "A spare holds the machine");
+        let paired = match held {
             Ok(spare) => self.pair_with(host, &spare)?,
             Err(error) => Paired::No(error.into()),
         };
@@ -146,6 +149,7 @@ impl Live {
             Ok(pair) => pair,
             Err(error) => return Ok(self.stay_alone(error)),
         };
+        tracing::debug!("Claiming");
         match host.seat.claim(self.term) {
             Ok(Verdict::Granted { term }) => self.begin(host, pair, term)?,
             Ok(Verdict::Refused { term, holder }) => {

@@ -12,7 +12,7 @@ use crate::ft::wait::Waker;
 use crate::kvm::KvmError;
 use crate::memory::GuestRam;
 use crate::state::dirty::{Page, WriteTracker};
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
@@ -27,6 +27,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the other thread may take to answer: many times what a window takes.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// How long a spare may take to put a round in place, after it was sent; the guest goes on meanwhile.
+const ROUND_WAIT: Duration = Duration::from_secs(30);
 /// How long a spare may take to hold the last pieces; the guest stands still meanwhile.
 const HELD_WAIT: Duration = Duration::from_millis(500);
 /// How long to wait before listening again, where this host could not.
@@ -229,11 +231,15 @@ impl Line {
         let mut left: Vec<Page> = pages::all(&memory).collect();
         for _ in 0..ROUNDS_MAX {
             self.send(&mut spare, &mut encoder, &memory, &left)?;
+            // A spare that is behind would let the guest stand still for what it has yet to put in place.
+            spare.send(piece::ROUND, Bytes::new())?;
+            spare.wait_until_held(ROUND_WAIT)?;
             left = writes.take()?;
             if left.len() <= STOP_PAGES {
                 break;
             }
         }
+        tracing::debug!(pages = left.len(), "The VM is asked to stand still");
         let (give, captured) = sync_channel(1);
         let (tell, held) = sync_channel(1);
         self.ask(Request::Stop(Handover { captured: give, held }))?;
@@ -243,6 +249,7 @@ impl Line {
             left.sort_unstable();
             left.dedup();
             self.send(&mut spare, &mut encoder, &memory, &left)?;
+            tracing::debug!(pages = left.len(), "The last pages are sent");
             finish(&mut spare, &captured)
         })();
         // Whoever stands still hears it first; the tracker ends after that.
