@@ -9,23 +9,23 @@ mod live;
 mod shadow;
 mod start;
 
-use crate::board::clock::HostClock;
 use crate::config::{Config, Guest, Node};
 use crate::console::{Console, Typed};
 use crate::control;
+use crate::ft::clock::HostClock;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{End, Machine, MachineSpec};
-use crate::monitor::{DeviceProbe, Monitor, unix_ns};
+use crate::monitor::{DeviceProbe, Monitor};
 use crate::spawn::{self, DeviceProcess};
 use crate::status::{Role, What};
 use crate::stop::Stop;
 use crate::virtio::mmio::DeviceKind;
 use anyhow::{Context, bail};
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, GuestTime, Holder, Incarnation, LogOffset, Term};
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, LogOffset, Term};
 use lockstep_staging::gate::Mode;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -177,10 +177,19 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
 impl Host {
     /// The clock of a guest that is powered on now. Linux sees the wall time; the micro guest counts from zero.
     fn power_on_clock(&self) -> HostClock {
-        HostClock::starting_at(match self.config.vm.guest {
-            Guest::Micro => GuestTime::ZERO,
-            Guest::Linux { .. } => GuestTime::new(unix_ns()),
-        })
+        match self.config.vm.guest {
+            Guest::Micro => HostClock::from_zero(),
+            Guest::Linux { .. } => HostClock::of_wall(),
+        }
+    }
+
+    /// The clock of a guest whose time stood where the machine's does, `ago` before now.
+    fn taken_over_clock(&self, ago: Duration) -> HostClock {
+        let clock = HostClock::resumed(self.machine.time(), ago);
+        match self.config.vm.guest {
+            Guest::Micro => clock,
+            Guest::Linux { .. } => clock.steered_by_wall(),
+        }
     }
 
     /// What the pair's observers pass news on to.

@@ -89,7 +89,8 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
         Some(last) => Box::new(DyingSink::new(pair.sink(), last)),
         None => Box::new(pair.sink()),
     };
-    let recorder = Recorder::new(sink, ports, host.power_on_clock(), host.waker.clone());
+    let recorder = Recorder::new(sink, ports, host.power_on_clock(), host.waker.clone())
+        .with_console(host.typed.clone());
     power_on(
         host,
         Live {
