@@ -13,17 +13,17 @@ mod snapshot;
 mod standby;
 mod start;
 
-use crate::board::clock::HostClock;
 use crate::config::{Config, DiskMode, Guest, Node};
 use crate::console::{Console, Typed};
 use crate::control;
 use crate::errand::Errands;
+use crate::ft::clock::HostClock;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{self, End, Machine, MachineSpec};
-use crate::monitor::{DeviceProbe, Monitor, unix_ns};
+use crate::monitor::{DeviceProbe, Monitor};
 use crate::spawn::{self, DeviceProcess};
 use crate::state;
 use crate::status::{Role, What};
@@ -31,7 +31,7 @@ use crate::stop::Stop;
 use crate::virtio::mmio::DeviceKind;
 use anyhow::{Context, bail};
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, GuestTime, Holder, Incarnation, LogOffset, Position, Term};
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, LogOffset, Position, Term};
 use lockstep_staging::gate::Mode;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -198,11 +198,20 @@ impl Host {
     /// The clock of a guest that goes on now. At power-on Linux sees the wall time and the micro guest counts from zero;
     /// one that was frozen in a snapshot does not notice.
     fn clock(&self) -> HostClock {
-        HostClock::starting_at(match self.config.vm.guest {
-            _ if self.machine.position() > Position::ZERO => self.machine.time(),
-            Guest::Micro => GuestTime::ZERO,
-            Guest::Linux { .. } => GuestTime::new(unix_ns()),
-        })
+        match self.config.vm.guest {
+            _ if self.machine.position() > Position::ZERO => self.taken_over_clock(Duration::ZERO),
+            Guest::Micro => HostClock::from_zero(),
+            Guest::Linux { .. } => HostClock::of_wall(),
+        }
+    }
+
+    /// The clock of a guest whose time stood where the machine's does, `ago` before now.
+    fn taken_over_clock(&self, ago: Duration) -> HostClock {
+        let clock = HostClock::resumed(self.machine.time(), ago);
+        match self.config.vm.guest {
+            Guest::Micro => clock,
+            Guest::Linux { .. } => clock.steered_by_wall(),
+        }
     }
 
     /// What the pair's observers pass news on to.

@@ -2,15 +2,13 @@
 
 use crate::log::{Given, MemoryLog};
 use anyhow::bail;
-use lockstep_protocol::ids::GuestTime;
 use lockstep_protocol::record::Record;
-use lockstep_vmm::board::clock::HostClock;
+use lockstep_vmm::ft::clock::HostClock;
 use lockstep_vmm::ft::port::DevicePort;
 use lockstep_vmm::ft::record::Recorder;
 use lockstep_vmm::ft::replay::{Replayed, Replayer};
 use lockstep_vmm::ft::wait::Waker;
 use lockstep_vmm::machine::{End, Exit, Machine, MachineDigest};
-use lockstep_vmm::monitor::unix_ns;
 use lockstep_vmm::stop::Stop;
 use std::collections::VecDeque;
 use std::io::Write;
@@ -36,7 +34,7 @@ pub(crate) struct Life {
 /// Lives it with devices, and keeps the log.
 pub(crate) fn record(mut machine: Machine, ports: Vec<DevicePort>, log: &MemoryLog) -> anyhow::Result<Life> {
     let start = Instant::now();
-    let clock = HostClock::starting_at(GuestTime::new(unix_ns()));
+    let clock = HostClock::of_wall();
     let mut recorder = Recorder::new(Box::new(log.clone()), ports, clock, Waker::new()?);
     recorder.power_on(&mut machine, SEED)?;
     let (mut exits, mut console) = (Vec::new(), 0);

@@ -5,11 +5,11 @@
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
 use super::batch::Batch;
+use super::clock::HostClock;
 use super::inject::InjectError;
 use super::lateness::Lateness;
 use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
-use crate::board::clock::HostClock;
 use crate::console::Typed;
 use crate::errand::Errands;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
@@ -21,6 +21,9 @@ use std::time::Duration;
 
 /// A guest that makes exits without idling sees its clock move at least this often.
 const TICK_EVERY: Duration = Duration::from_millis(1);
+/// How long the records of a busy guest wait for company: each sending costs both hosts a packet and a wake-up. An
+/// output never waits; nor does a guest that sleeps.
+const SEND_EVERY: Duration = Duration::from_millis(4);
 /// How long to sleep between two looks at outputs that are still held, after the guest is over.
 const DRAIN_NAP: Duration = Duration::from_millis(1);
 
@@ -71,6 +74,8 @@ pub struct Recorder {
     batch: Batch,
     attention: Attention,
     errands: Option<Errands>,
+    /// When records were last sent without an output that waits for them.
+    sent_at: GuestTime,
 }
 
 impl Recorder {
@@ -87,6 +92,7 @@ impl Recorder {
             batch: Batch::default(),
             attention: Attention::default(),
             errands: None,
+            sent_at: GuestTime::ZERO,
         }
     }
 
@@ -185,7 +191,7 @@ impl Recorder {
             let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
             if tick || mark {
                 let start = self.enter_batch(machine, mark, tick.then_some(now))?;
-                if mark || deadline.is_none() {
+                if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
                 self.order(exit.kick.take(), start.next());
@@ -204,6 +210,14 @@ impl Recorder {
                 }
             }
         }
+    }
+
+    fn is_time_to_send(&mut self, now: GuestTime) -> bool {
+        let due = now.get().saturating_sub(self.sent_at.get()) >= SEND_EVERY.as_nanos() as u64;
+        if due {
+            self.sent_at = now;
+        }
+        due
     }
 
     /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
@@ -246,7 +260,7 @@ impl Recorder {
         self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }
 
-    fn deadline(&self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
+    fn deadline(&mut self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
         let nanos = u64::try_from(limit?.as_nanos()).unwrap_or(u64::MAX);
         Some(GuestTime::new(self.clock.now().get().saturating_add(nanos)))
     }

@@ -99,8 +99,9 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
         Some(last) => Box::new(DyingSink::new(pair.sink(), last)),
         None => Box::new(pair.sink()),
     };
-    let recorder =
-        Recorder::new(sink, ports, host.clock(), host.waker.clone()).with_errands(host.errands.clone());
+    let recorder = Recorder::new(sink, ports, host.clock(), host.waker.clone())
+        .with_console(host.typed.clone())
+        .with_errands(host.errands.clone());
     power_on(
         host,
         Live {

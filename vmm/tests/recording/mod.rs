@@ -5,9 +5,9 @@ mod host;
 mod log;
 
 use bytes::Bytes;
-use lockstep_protocol::ids::{DeviceId, GuestTime, Position};
+use lockstep_protocol::ids::{DeviceId, Position};
 use lockstep_protocol::record::Record;
-use lockstep_vmm::board::clock::HostClock;
+use lockstep_vmm::ft::clock::HostClock;
 use lockstep_vmm::ft::port::DevicePort;
 use lockstep_vmm::ft::record::Recorder;
 use lockstep_vmm::ft::replay::{Replayed, Replayer};
@@ -103,7 +103,7 @@ fn record() -> Recording {
     let mut machine = build(ports.iter().map(DevicePort::window).collect());
     let log = MemoryLog::default();
     let waker = Waker::new().expect("there are event files");
-    let clock = HostClock::starting_at(GuestTime::ZERO);
+    let clock = HostClock::from_zero();
     let mut recorder = Recorder::new(Box::new(log.clone()), ports, clock, waker.clone());
     let stop = Stop::default();
     let clients = {
