@@ -120,19 +120,26 @@ impl Pair {
 
     /// Starts a node with more arguments of `lockstep run`.
     pub fn start_more(&self, config: &Path, node: &str, role: &str, more: &[&str]) -> anyhow::Result<Node> {
+        let command = [&["run", "--role", role], more].concat();
+        self.start_command(config, node, role, &command)
+    }
+
+    /// Starts a node as a spare.
+    pub fn start_spare(&self, node: &str) -> anyhow::Result<Node> {
+        self.start_spare_with(&self.path("vm.toml"), node)
+    }
+
+    /// Starts a node as a spare with a configuration of its own.
+    pub fn start_spare_with(&self, config: &Path, node: &str) -> anyhow::Result<Node> {
+        self.start_command(config, node, "standby", &["standby"])
+    }
+
+    fn start_command(&self, config: &Path, node: &str, role: &str, command: &[&str]) -> anyhow::Result<Node> {
         let log = self.path(&format!("{node}-{role}.log"));
         let child = Command::new(&self.lockstep)
-            .args([
-                "run",
-                "--node",
-                node,
-                "--role",
-                role,
-                "--die-with-parent",
-                "--config",
-            ])
+            .args(command)
+            .args(["--node", node, "--die-with-parent", "--config"])
             .arg(config)
-            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log)?)
@@ -147,6 +154,22 @@ impl Pair {
             log,
             control: self.path(node).join("control.sock"),
         })
+    }
+
+    /// Has a node write a snapshot, and returns what the command said.
+    pub fn snapshot(&self, node: &str, file: &str) -> anyhow::Result<String> {
+        let taken = Command::new(&self.lockstep)
+            .args(["snapshot", "--node", node, "--config"])
+            .arg(self.path("vm.toml"))
+            .arg("--to")
+            .arg(self.path(file))
+            .output()?;
+        ensure!(
+            taken.status.success(),
+            "lockstep snapshot failed: {}",
+            String::from_utf8_lossy(&taken.stderr)
+        );
+        Ok(String::from_utf8(taken.stdout)?)
     }
 
     /// Starts both nodes and waits until the guest is protected and its taps are on the bridge.

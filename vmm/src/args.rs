@@ -47,6 +47,12 @@ pub(crate) enum Command {
     ///
     /// Asks the control socket of a running node. Name the node by its run directory, or by configuration and name.
     Status(StatusArgs),
+    /// Write the running VM to a file, to be started from there with `lockstep run --from`
+    ///
+    /// The node that talks to the outside writes registers, devices and memory in its next window; the guest stands still
+    /// meanwhile. What is on the disk is not in the file: a VM that is started from it needs the disk as it is now. So stop
+    /// the VM right after, or copy the disk while nothing is written to it.
+    Snapshot(SnapshotArgs),
     /// Tell what this host can and cannot do, with a remedy for each failing line
     ///
     /// Looks at KVM, tap devices, namespaces and device processes; with a configuration also at the keys, the disk and
@@ -79,6 +85,9 @@ pub(crate) struct RunArgs {
     /// Run unprotected, without a peer: claims the term and holds it alone
     #[arg(long)]
     pub(crate) alone: bool,
+    /// Start from a file of `lockstep snapshot` instead of powering on; the disk must be of the same moment
+    #[arg(long, value_name = "FILE", requires = "alone")]
+    pub(crate) from: Option<PathBuf>,
     /// Die when the process that started this one dies
     #[arg(long, hide = true)]
     pub(crate) die_with_parent: bool,
@@ -128,6 +137,20 @@ pub(crate) struct StatusArgs {
     /// Ask again and again until interrupted
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+/// Arguments of `lockstep snapshot`.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Which [node.NAME] of the file runs the VM
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// Where to write it; replaced if it exists, once the new one is whole
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
 }
 
 /// Arguments of `lockstep check`.

@@ -1,8 +1,13 @@
-//! The control socket: a Unix socket in the run directory on which a local user asks this node for its status or to
-//! stop. One request line, one answer line, one connection at a time; a client that dawdles is hung up on.
+//! The control socket: a Unix socket in the run directory on which a local user asks this node for its status, for a
+//! snapshot, or to stop. One request line, one answer line, one connection at a time; a client that dawdles is hung up on.
 
 use crate::config::CONTROL_SOCKET;
+use crate::errand::{Errands, Taken};
 use crate::monitor::Monitor;
+use crate::state::snapshot::Draft;
+use crate::status::Role;
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -15,7 +20,9 @@ use std::time::Duration;
 /// How long a client may take to ask and to read the answer.
 const CLIENT_TIME: Duration = Duration::from_millis(500);
 /// The longest request.
-const REQUEST_MAX: u64 = 64;
+const REQUEST_MAX: u64 = 64 + libc::PATH_MAX as u64;
+/// The request for a snapshot; the file's absolute path follows.
+pub const SNAPSHOT: &str = "snapshot ";
 
 /// Why the run directory or its socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +46,7 @@ pub enum ControlError {
 pub fn serve(
     run_dir: &Path,
     monitor: Arc<Monitor>,
+    errands: Errands,
     stop: impl Fn() + Send + 'static,
 ) -> Result<(), ControlError> {
     let listener = listen(run_dir)?;
@@ -47,7 +55,7 @@ pub fn serve(
         .spawn(move || {
             for stream in listener.incoming().flatten() {
                 // A client that goes away early loses its answer, nobody else does.
-                if let Err(error) = answer(&stream, &monitor, &stop) {
+                if let Err(error) = answer(&stream, &monitor, &errands, &stop) {
                     tracing::debug!(%error, "A client of the control socket went away");
                 }
             }
@@ -76,22 +84,89 @@ fn listen(run_dir: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-fn answer(stream: &UnixStream, monitor: &Monitor, stop: &impl Fn()) -> io::Result<()> {
+fn answer(
+    stream: &UnixStream,
+    monitor: &Arc<Monitor>,
+    errands: &Errands,
+    stop: &impl Fn(),
+) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_TIME))?;
     stream.set_write_timeout(Some(CLIENT_TIME))?;
     let mut request = String::new();
     BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut request)?;
+    if let Some(path) = request.trim_end_matches('\n').strip_prefix(SNAPSHOT) {
+        return answer_snapshot(
+            stream.try_clone()?,
+            path.into(),
+            Arc::clone(monitor),
+            errands.clone(),
+        );
+    }
     match request.trim() {
-        "status" => {
-            let mut line = serde_json::to_string(&monitor.status()).map_err(io::Error::other)?;
-            line.push('\n');
-            (&*stream).write_all(line.as_bytes())
-        }
+        "status" => write_line(stream, &monitor.status()),
         "stop" => {
             (&*stream).write_all(b"{\"stopping\":true}\n")?;
             stop();
             Ok(())
         }
-        _ => (&*stream).write_all(b"{\"error\":\"Ask for status or stop\"}\n"),
+        _ => (&*stream).write_all(b"{\"error\":\"Ask for status, snapshot PATH or stop\"}\n"),
     }
+}
+
+/// What became of a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotAnswer {
+    /// It is there.
+    Taken {
+        /// Where the machine stood.
+        position: u64,
+        /// Bytes of the file.
+        bytes: u64,
+        /// How long the guest stood still.
+        stood_still_ms: f64,
+    },
+    /// It is not, and why.
+    Refused(String),
+}
+
+/// On a thread of its own, because others ask meanwhile.
+fn answer_snapshot(
+    stream: UnixStream,
+    path: PathBuf,
+    monitor: Arc<Monitor>,
+    errands: Errands,
+) -> io::Result<()> {
+    thread::Builder::new()
+        .name("snapshot".into())
+        .spawn(move || {
+            let answer = match snapshot(&path, &monitor, &errands) {
+                Ok(taken) => SnapshotAnswer::Taken {
+                    position: taken.position.get(),
+                    bytes: taken.bytes,
+                    stood_still_ms: taken.stood_still.as_secs_f64() * 1e3,
+                },
+                Err(error) => SnapshotAnswer::Refused(format!("{error:#}")),
+            };
+            if let Err(error) = write_line(&stream, &answer) {
+                tracing::debug!(%error, "Who asked for a snapshot went away");
+            }
+        })
+        .map(|_| ())
+}
+
+fn snapshot(path: &Path, monitor: &Monitor, errands: &Errands) -> anyhow::Result<Taken> {
+    ensure!(
+        matches!(monitor.status().role, Role::Primary | Role::Alone),
+        "This node does not talk to the outside; ask the one whose role is primary or alone"
+    );
+    ensure!(path.is_absolute(), "The snapshot needs an absolute path");
+    let draft = Draft::begin(path).with_context(|| format!("Cannot write {}", path.display()))?;
+    Ok(errands.snapshot(draft)?)
+}
+
+fn write_line(mut stream: &UnixStream, answer: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_string(answer).map_err(io::Error::other)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())
 }

@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod errand;
 pub mod ft;
 #[allow(unsafe_code, reason = "guest memory is handed to KVM as raw addresses")]
 pub mod kvm;

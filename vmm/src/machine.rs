@@ -4,8 +4,10 @@
 //! recorder of a primary, the replayer of a backup) may [`inject`](Machine::inject) inputs. The machine itself reads no
 //! clock, socket or file after it is built: same inputs at the same positions, same machine.
 
+mod cr4;
 mod digest;
 mod exit;
+mod paging;
 mod parts;
 mod room;
 mod transfer;
@@ -126,7 +128,7 @@ impl Machine {
             cmdline: spec.cmdline,
             memory_bytes: spec.memory_mib << 20,
             seed,
-            user_faulted: false,
+            call: None,
             exit: Exit::default(),
         };
         Ok(Self {

@@ -37,6 +37,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             args.json,
             args.watch,
         ),
+        Command::Snapshot(args) => cli::snapshot::snapshot(&args.config, &args.node, &args.to),
         Command::Check(args) => cli::check::check(args.config.as_deref(), args.node.as_deref(), args.json),
         Command::Keys(args) => cli::keys::keys(&args.dir, &args.names, args.force),
         Command::Demo(args) => lockstep_demo::demo(&args),
@@ -55,6 +56,7 @@ fn run_options(args: RunArgs) -> anyhow::Result<run::RunOptions> {
             StartRole::Backup => run::StartRole::Backup,
         },
         alone: args.alone,
+        from: args.from,
         die_with_parent: args.die_with_parent,
         die_at_record: args.die_at_record.map(LogOffset::new),
     })
@@ -68,6 +70,7 @@ fn standby_options(args: StandbyArgs) -> anyhow::Result<run::RunOptions> {
         node: args.node,
         role: run::StartRole::Spare,
         alone: false,
+        from: None,
         die_with_parent: args.die_with_parent,
         die_at_record: None,
     })

@@ -1,11 +1,11 @@
 //! Guest memory: one sealed memfd, mapped here and shared with the device processes.
 //! The machine builder makes it; the vhost-user front-end passes its file on. Nothing here knows what lies in it.
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::fs::File;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Guest memory. It notes every page that the VMM itself writes; what the guest writes, KVM notes when asked to.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -34,6 +34,20 @@ pub enum MemoryError {
         #[source]
         source: FromRangesError,
     },
+}
+
+/// Makes zeros of `bytes` bytes from `start` on by giving the host its pages back; false where it does not take them or
+/// there are none.
+pub fn clear(memory: &GuestRam, start: GuestAddress, bytes: u64) -> bool {
+    let Some(region) = memory.find_region(start) else {
+        return false;
+    };
+    let within = start.0 - region.start_addr().0;
+    let Some(file) = region.file_offset().filter(|_| bytes <= region.len() - within) else {
+        return false;
+    };
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file.file(), hole, file.start() + within, bytes).is_ok()
 }
 
 /// Makes `mib` MiB of zeroed guest memory starting at guest address 0.

@@ -54,7 +54,7 @@ pub struct DeviceProbe {
 pub struct Monitor {
     vm: String,
     node: String,
-    peer: Option<(String, String)>,
+    peer: (String, String),
     started: Instant,
     position: AtomicU64,
     guest_time: AtomicU64,
@@ -80,7 +80,7 @@ struct Slow {
 impl Monitor {
     /// The account of a node that just started; `peer` is its name and address.
     #[must_use]
-    pub fn new(vm: &str, node: &str, peer: Option<(String, String)>) -> Arc<Self> {
+    pub fn new(vm: &str, node: &str, peer: (String, String)) -> Arc<Self> {
         let slow = Slow {
             role: Role::Starting,
             term: Term::ZERO,
@@ -210,9 +210,9 @@ impl Monitor {
             lease_ms_left: view
                 .lease_until_ns
                 .map(|until| until.saturating_sub(now) / 1_000_000),
-            peer: self.peer.clone().map(|(node, address)| Peer {
-                node,
-                address,
+            peer: Some(Peer {
+                node: self.peer.0.clone(),
+                address: self.peer.1.clone(),
                 connected: slow.connected,
                 lost: slow.lost.clone(),
                 rtt_us: view.rtt_us,

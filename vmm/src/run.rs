@@ -9,27 +9,31 @@ mod image;
 mod live;
 mod reprotect;
 mod shadow;
+mod snapshot;
 mod standby;
 mod start;
 
-use crate::board::clock::HostClock;
 use crate::config::{Config, DiskMode, Guest, Node};
 use crate::console::{Console, Typed};
 use crate::control;
+use crate::errand::Errands;
+use crate::ft::clock::HostClock;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
 use crate::machine::{self, End, Machine, MachineSpec};
-use crate::monitor::{DeviceProbe, Monitor, unix_ns};
+use crate::monitor::{DeviceProbe, Monitor};
 use crate::spawn::{self, DeviceProcess};
+use crate::state;
 use crate::status::{Role, What};
 use crate::stop::Stop;
 use crate::virtio::mmio::DeviceKind;
 use anyhow::{Context, bail};
 use lockstep_arbiter::register::VmName;
-use lockstep_protocol::ids::{DeviceId, GuestTime, Holder, Incarnation, LogOffset, Term};
+use lockstep_protocol::ids::{DeviceId, Holder, Incarnation, LogOffset, Position, Term};
 use lockstep_staging::gate::Mode;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,6 +52,8 @@ pub struct RunOptions {
     pub role: StartRole,
     /// Run unprotected: claim the term and hold it alone.
     pub alone: bool,
+    /// A snapshot to start from instead of powering on; only for a host that is alone.
+    pub from: Option<PathBuf>,
     /// Die with the process that started this one.
     pub die_with_parent: bool,
     /// For tests: die like a host that loses power when this record was appended.
@@ -82,6 +88,7 @@ struct Host {
     monitor: Arc<Monitor>,
     waker: Waker,
     stop: Stop,
+    errands: Errands,
     seat: Seat,
     machine: Machine,
     console: Console,
@@ -126,12 +133,13 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
     let node = config.node(&options.node)?.clone();
     let peer = config.peer_of(&options.node)?.clone();
-    let shown_peer = (!options.alone).then(|| (peer.name.to_string(), peer.address.to_string()));
+    let shown_peer = (peer.name.to_string(), peer.address.to_string());
     let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown_peer);
     let waker = Waker::new().context("Cannot make an event file; raise the limit on open files")?;
     let stop = start::stop_on_signals(&waker)?;
     let asked = (stop.clone(), waker.clone());
-    control::serve(&node.run_dir, Arc::clone(&monitor), move || {
+    let errands = Errands::new(waker.clone());
+    control::serve(&node.run_dir, Arc::clone(&monitor), errands.clone(), move || {
         asked.0.ask();
         asked.1.wake();
     })?;
@@ -155,12 +163,16 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     );
     let image = image::Image::load(&config.vm.guest)?;
     let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
-    let machine = Machine::build(MachineSpec {
+    let spec = MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),
         guest: image.guest(),
         cmdline: config.vm.cmdline.clone(),
         devices: ports.iter().map(DevicePort::window).collect(),
-    })?;
+    };
+    let machine = match &options.from {
+        Some(path) => state::snapshot::load(path, spec)?,
+        None => Machine::build(spec)?,
+    };
     let die_at_record = options.die_at_record;
     let image = image.digest();
     let host = Host {
@@ -170,6 +182,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         monitor,
         waker,
         stop,
+        errands,
         seat,
         machine,
         console,
@@ -182,12 +195,23 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
 }
 
 impl Host {
-    /// The clock of a guest that is powered on now. Linux sees the wall time; the micro guest counts from zero.
-    fn power_on_clock(&self) -> HostClock {
-        HostClock::starting_at(match self.config.vm.guest {
-            Guest::Micro => GuestTime::ZERO,
-            Guest::Linux { .. } => GuestTime::new(unix_ns()),
-        })
+    /// The clock of a guest that goes on now. At power-on Linux sees the wall time and the micro guest counts from zero;
+    /// one that was frozen in a snapshot does not notice.
+    fn clock(&self) -> HostClock {
+        match self.config.vm.guest {
+            _ if self.machine.position() > Position::ZERO => self.taken_over_clock(Duration::ZERO),
+            Guest::Micro => HostClock::from_zero(),
+            Guest::Linux { .. } => HostClock::of_wall(),
+        }
+    }
+
+    /// The clock of a guest whose time stood where the machine's does, `ago` before now.
+    fn taken_over_clock(&self, ago: Duration) -> HostClock {
+        let clock = HostClock::resumed(self.machine.time(), ago);
+        match self.config.vm.guest {
+            Guest::Micro => clock,
+            Guest::Linux { .. } => clock.steered_by_wall(),
+        }
     }
 
     /// What the pair's observers pass news on to.

@@ -2,13 +2,14 @@
 //! stands.
 //!
 //! A machine gives it in a window ([`Machine::capture`]) and another is made from it ([`Machine::restore`]); between the
-//! two it is bytes, for a peer or a snapshot file. Memory travels beside it, page by page ([`dirty`]). Hosts of different
+//! two it is bytes, for a peer or a snapshot file. Memory travels beside it, page by page ([`dirty`]), and in a file both are together ([`snapshot`]). Hosts of different
 //! releases refuse each other, so the format has a version and no history.
 //!
 //! [`Machine::capture`]: crate::machine::Machine::capture
 //! [`Machine::restore`]: crate::machine::Machine::restore
 
 pub mod dirty;
+pub mod snapshot;
 
 use crate::board::Board;
 use crate::machine::Hook;

@@ -59,7 +59,16 @@ run_dir = "run/b"
 #[test]
 fn help_names_every_command_and_where_to_begin() {
     let help = stdout(&lockstep(&["--help"]));
-    for word in ["run", "status", "check", "keys", "demo", "bench", "lockstep demo"] {
+    for word in [
+        "run",
+        "status",
+        "snapshot",
+        "check",
+        "keys",
+        "demo",
+        "bench",
+        "lockstep demo",
+    ] {
         assert!(help.contains(word), "{word} is missing in {help}");
     }
 }

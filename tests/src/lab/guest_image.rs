@@ -72,7 +72,7 @@ umount /disk; poweroff -f
 }
 
 /// What the guest does instead of serving clients: processes, files and a TCP stream each way, then it is switched off.
-/// Nothing in it is dynamically linked: Debian's ld.so reads the TSC when a program starts, which no VMM can help.
+/// All of it is busybox, which is statically linked.
 fn static_work() -> String {
     format!(
         r#"say up now

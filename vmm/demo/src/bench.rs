@@ -3,6 +3,7 @@
 //!
 //! Read in this order: this file (the turns), `latency` and `throughput` (what is measured in each), `report`.
 
+mod cpu;
 mod latency;
 pub(crate) mod measure;
 pub(crate) mod report;
@@ -16,6 +17,7 @@ use crate::world::config::{GUEST, NODES};
 use crate::world::namespace::Network;
 use crate::world::{Wish, World};
 
+use self::cpu::Cpu;
 use self::latency::Latencies;
 use self::throughput::{Count, Shape};
 
@@ -34,6 +36,8 @@ pub(crate) struct Measured {
     pub(crate) set: Latencies,
     pub(crate) pipelined_get: Count,
     pub(crate) pipelined_set: Count,
+    /// Processor time of the pipelined reads.
+    pub(crate) cpu: Cpu,
     pub(crate) bulk_in: Count,
     pub(crate) bulk_out: Count,
     /// Round trips of the pair's QUIC connection, in us, as the primary's status told them between the parts.
@@ -130,7 +134,11 @@ async fn turn(
             1 => measured.get.extend(latency::get(GUEST, until).await?),
             2 => measured.set.extend(latency::set(GUEST, until).await?),
             3 => measured.pipelined_set += throughput::set(GUEST, many, until).await?,
-            4 => measured.pipelined_get += throughput::get(GUEST, many, until).await?,
+            4 => {
+                let before = Cpu::now(&primary, backup.as_ref())?;
+                measured.pipelined_get += throughput::get(GUEST, many, until).await?;
+                measured.cpu += Cpu::now(&primary, backup.as_ref())?.since(&before);
+            }
             5 => measured.bulk_in += throughput::set(GUEST, bulk, until).await?,
             _ => measured.bulk_out += throughput::get(GUEST, bulk, until).await?,
         }

@@ -1,13 +1,12 @@
-//! The frozen pvclock page and the host clock behind it.
+//! The frozen pvclock page.
 //!
 //! The guest computes the time from the page alone: with a multiplier of 1 and a shift of -31 whatever the TSC says adds
 //! nothing, so the guest reads exactly `system_time`, which [`write_page`] moves only in windows (design: "Clock without
-//! exits"). [`HostClock`] says what to write; it is used by the side that lives, never in a replay.
+//! exits"). What is written comes from the log; on the side that lives, `ft/clock.rs` says what to log.
 
 use crate::memory::GuestRam;
 use lockstep_protocol::ids::GuestTime;
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 /// `tsc_shift` that discards a 32-bit counter after the multiplication (struct pvclock_vcpu_time_info).
@@ -83,41 +82,6 @@ fn write_wall_clock(memory: &GuestRam, at: GuestAddress, wall: u64) -> Result<()
     clock[4..8].copy_from_slice(&seconds.to_le_bytes());
     clock[8..12].copy_from_slice(&nanos.to_le_bytes());
     memory.write_slice(&clock, at)
-}
-
-/// Guest time as this host's clock gives it: a starting point and what has passed since.
-#[derive(Clone, Copy, Debug)]
-pub struct HostClock {
-    base: GuestTime,
-    since: Instant,
-}
-
-impl HostClock {
-    /// Guest time is `base` now.
-    #[must_use]
-    pub fn starting_at(base: GuestTime) -> Self {
-        Self {
-            base,
-            since: Instant::now(),
-        }
-    }
-
-    /// Guest time was `base` when the host's clock stood `ago` before now.
-    #[must_use]
-    pub fn resumed(base: GuestTime, ago: Duration) -> Self {
-        let now = Instant::now();
-        Self {
-            base,
-            since: now.checked_sub(ago).unwrap_or(now),
-        }
-    }
-
-    /// Guest time now.
-    #[must_use]
-    pub fn now(&self) -> GuestTime {
-        let passed = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        GuestTime::new(self.base.get().saturating_add(passed))
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub mod uart;
 
 use super::abi;
 use lockstep_protocol::ids::Position;
-use pc::Pc;
+use pc::{Call, Pc};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use uart::Uart;
@@ -27,8 +27,8 @@ pub enum PortDeed {
     Idle(Option<Duration>),
     /// The guest switched itself off.
     PowerOff,
-    /// A fault of user space, told by the hook in its handler.
-    UserFault,
+    /// An instruction that we put into the guest's kernel calls.
+    Call(Call),
     /// The guest wants to start anew.
     Reset,
     /// The guest says that it is broken.

@@ -21,8 +21,39 @@ pub const DEVICE_IRQS: [Irq; 4] = [Irq::new(5), Irq::new(10), Irq::new(11), Irq:
 pub const TSC: u16 = 0xf0;
 /// Where the hook in the guest's fault handler writes to.
 pub const USER_FAULT: u16 = 0xf1;
+/// Where a write of CR4 writes to after its rewrite, one port for each general register in the order of their numbers.
+pub const WRITE_CR4: u16 = 0xe0;
+const WRITE_CR4_LAST: u16 = WRITE_CR4 + 15;
 /// The real time-stamp counter's MSR; its reads exit, so that they tell the same as [`TSC`].
 pub const MSR_TSC: u32 = 0x10;
+
+/// A general register by its number, from 0 to 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register(u8);
+
+impl Register {
+    /// The register of this number.
+    #[must_use]
+    pub const fn new(number: u8) -> Self {
+        assert!(number < 16, "there are 16 general registers");
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// What an instruction that we put into the guest's kernel asks for. It is for the vCPU to do, not for a chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// User space faulted: the handler has just begun.
+    UserFault,
+    /// CR4 is to be written from this register.
+    WriteCr4(Register),
+}
 
 /// All chips of the PC.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -45,7 +76,11 @@ impl Pc {
     pub fn port_write(&mut self, port: u16, data: &[u8]) -> PortDeed {
         let now = self.now();
         match port {
-            USER_FAULT => return PortDeed::UserFault,
+            USER_FAULT => return PortDeed::Call(Call::UserFault),
+            WRITE_CR4..=WRITE_CR4_LAST => {
+                let from = Register((port & 0xf) as u8);
+                return PortDeed::Call(Call::WriteCr4(from));
+            }
             power::EVENTS..=power::LAST | power::RESET | power::KEYBOARD => {
                 return match self.power.write(port, data) {
                     Pressed::Nothing => PortDeed::None,

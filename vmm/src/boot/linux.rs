@@ -1,14 +1,14 @@
 //! The Linux boot: an unmodified vmlinux or bzImage in memory, entered by the 64-bit boot protocol.
 //!
 //! The machine builder calls [`Boot::load`] before the first exit. The kernel is unpacked on the host ([`bzimage`]),
-//! freed of `rdtsc` ([`rdtsc`]), and finds its devices by ACPI ([`acpi`]). Its first randomness is the seed of the
+//! freed of `rdtsc` ([`rewrite`]), and finds its devices by ACPI ([`acpi`]). Its first randomness is the seed of the
 //! `PowerOn` input, which [`SeedPlace::write`] lays down. Nothing here runs after power-on.
 //!
 //! [`bzimage`]: super::bzimage
-//! [`rdtsc`]: super::rdtsc
+//! [`rewrite`]: super::rewrite
 //! [`acpi`]: super::acpi
 
-use super::{acpi, bzimage, rdtsc};
+use super::{acpi, bzimage, rewrite};
 use crate::memory::GuestRam;
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -62,7 +62,7 @@ pub enum LinuxError {
     Unpack(#[from] bzimage::UnpackError),
     /// Its code cannot be rewritten.
     #[error(transparent)]
-    Rewrite(#[from] rdtsc::RewriteError),
+    Rewrite(#[from] rewrite::RewriteError),
     /// It does not fit.
     #[error("The kernel does not fit into the guest's memory; raise memory_mib")]
     Kernel(#[source] linux_loader::loader::Error),
@@ -113,8 +113,13 @@ impl Boot<'_> {
     /// When the kernel is no kernel, something does not fit, or KVM refuses the registers.
     pub fn load(&self, memory: &GuestRam, vcpu: &VcpuFd) -> Result<SeedPlace, LinuxError> {
         let mut kernel = bzimage::unpack(self.kernel)?.into_owned();
-        let sites = rdtsc::rewrite(&mut kernel)?;
-        tracing::info!(kernel = sites.kernel, vdso = sites.vdso, "Rewrote rdtsc");
+        let sites = rewrite::rewrite(&mut kernel)?;
+        tracing::info!(
+            rdtsc = sites.rdtsc,
+            vdso = sites.vdso,
+            cr4 = sites.cr4,
+            "Rewrote instructions of the kernel"
+        );
         let loaded = Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(LinuxError::Kernel)?;
         let initrd = self.place_initrd(memory, loaded.kernel_end)?;
         let cmdline = self.place_cmdline(memory)?;

@@ -4,4 +4,4 @@ pub mod acpi;
 pub mod bzimage;
 pub mod flat;
 pub mod linux;
-pub mod rdtsc;
+pub mod rewrite;

@@ -2,6 +2,7 @@
 //! recorded ([`record`]) or replayed ([`replay`]), and enter by one function ([`inject`]).
 
 mod batch;
+pub mod clock;
 pub mod die;
 pub mod inject;
 pub mod lateness;

@@ -5,12 +5,13 @@
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
 use super::batch::Batch;
+use super::clock::HostClock;
 use super::inject::InjectError;
 use super::lateness::Lateness;
 use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
-use crate::board::clock::HostClock;
 use crate::console::Typed;
+use crate::errand::Errands;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
@@ -20,6 +21,9 @@ use std::time::Duration;
 
 /// A guest that makes exits without idling sees its clock move at least this often.
 const TICK_EVERY: Duration = Duration::from_millis(1);
+/// How long the records of a busy guest wait for company: each sending costs both hosts a packet and a wake-up. An
+/// output never waits; nor does a guest that sleeps.
+const SEND_EVERY: Duration = Duration::from_millis(4);
 /// How long to sleep between two looks at outputs that are still held, after the guest is over.
 const DRAIN_NAP: Duration = Duration::from_millis(1);
 
@@ -69,6 +73,9 @@ pub struct Recorder {
     lateness: Lateness,
     batch: Batch,
     attention: Attention,
+    errands: Option<Errands>,
+    /// When records were last sent without an output that waits for them.
+    sent_at: GuestTime,
 }
 
 impl Recorder {
@@ -84,6 +91,8 @@ impl Recorder {
             lateness: Lateness::default(),
             batch: Batch::default(),
             attention: Attention::default(),
+            errands: None,
+            sent_at: GuestTime::ZERO,
         }
     }
 
@@ -134,6 +143,18 @@ impl Recorder {
         self
     }
 
+    /// From now on errands, too, are a reason to leave a window in which the guest idles.
+    #[must_use]
+    pub fn with_errands(mut self, errands: Errands) -> Self {
+        self.errands = Some(errands);
+        self
+    }
+
+    /// Tells the device processes where the queues of a machine are whose drivers are at work already.
+    pub fn adopt(&mut self, machine: &Machine) {
+        self.ports.iter_mut().for_each(|port| port.adopt(machine));
+    }
+
     /// Powers the machine on: the window at position 0.
     ///
     /// # Errors
@@ -170,7 +191,7 @@ impl Recorder {
             let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
             if tick || mark {
                 let start = self.enter_batch(machine, mark, tick.then_some(now))?;
-                if mark || deadline.is_none() {
+                if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
                 self.order(exit.kick.take(), start.next());
@@ -182,13 +203,21 @@ impl Recorder {
                     self.lateness.closed(now);
                     return Ok(());
                 }
-                Some(_) if stop.is_asked() || self.attention.is_wanted() => return Ok(()),
+                Some(_) if stop.is_asked() || self.is_wanted() => return Ok(()),
                 Some(until) => {
                     self.sink.flush();
                     wait::sleep(&mut self.ports, &self.waker, remaining(until, now));
                 }
             }
         }
+    }
+
+    fn is_time_to_send(&mut self, now: GuestTime) -> bool {
+        let due = now.get().saturating_sub(self.sent_at.get()) >= SEND_EVERY.as_nanos() as u64;
+        if due {
+            self.sent_at = now;
+        }
+        due
     }
 
     /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
@@ -226,7 +255,12 @@ impl Recorder {
         }
     }
 
-    fn deadline(&self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
+    /// Whether the run loop is wanted for something that needs no input.
+    fn is_wanted(&self) -> bool {
+        self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
+    }
+
+    fn deadline(&mut self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
         let nanos = u64::try_from(limit?.as_nanos()).unwrap_or(u64::MAX);
         Some(GuestTime::new(self.clock.now().get().saturating_add(nanos)))
     }

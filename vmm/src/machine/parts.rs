@@ -4,6 +4,7 @@
 
 use super::exit::{End, Exit, IdleLimit, Kick};
 use crate::abi;
+use crate::board::pc::Call;
 use crate::board::{Board, PortDeed, clock};
 use crate::boot::linux::SeedPlace;
 use crate::memory::GuestRam;
@@ -25,8 +26,8 @@ pub(crate) struct Parts {
     pub(crate) memory_bytes: u64,
     /// Where stock Linux finds its first randomness; the micro guest has a boot page instead.
     pub(crate) seed: Option<SeedPlace>,
-    /// The guest's handler of general protection faults called (`user_tsc.rs`).
-    pub(super) user_faulted: bool,
+    /// An instruction that we put into the guest's kernel called (`user_tsc.rs`).
+    pub(super) call: Option<Call>,
     pub(super) exit: Exit,
 }
 
@@ -85,7 +86,7 @@ impl Bus for Parts {
             PortDeed::None => {}
             PortDeed::Idle(limit) => self.exit.idle = Some(IdleLimit(limit)),
             PortDeed::PowerOff => self.exit.end = Some(End::PowerOff),
-            PortDeed::UserFault => self.user_faulted = true,
+            PortDeed::Call(call) => self.call = Some(call),
             PortDeed::Reset => self.exit.end = Some(End::Reset),
             PortDeed::Panic => self.exit.end = Some(End::Panic),
         }

@@ -161,7 +161,7 @@ impl Machine {
             cmdline: spec.cmdline,
             memory_bytes: spec.memory_mib << 20,
             seed: None,
-            user_faulted: false,
+            call: None,
             exit: Exit::default(),
         };
         Ok(Self {

@@ -1,15 +1,18 @@
 //! `rdtsc` in user space of a stock Linux guest: made to fault, and the fault is taken back here.
 //!
 //! Every dynamic program reads the counter once when glibc loads it, whatever CPUID says. With CR4.TSD that is a fault.
-//! The window code calls [`Machine::forbid_user_tsc`] whenever the guest takes an interrupt: it sets the bit, which the
-//! kernel may have overwritten with its own copy, and sees to it that the kernel's handler of general protection faults
-//! begins with `out 0xf1, al` in place of a CLAC or of padding. So the fault is an exit, and a position like any other.
-//! A fault of `rdtsc` is undone there: the program goes on behind the instruction, with the counter that the kernel
-//! would read, and the guest's kernel never hears of it. For other faults the replaced instruction is made up for.
+//! The bit stays set whatever the kernel writes (`cr4.rs`). Whenever the guest takes an interrupt, the window code sees to
+//! it ([`Machine::hook_faults`]) that the kernel's handler of general protection faults begins with `out 0xf1, al` in place
+//! of a CLAC or of padding. So the fault is an exit, and a position like any other. A fault of `rdtsc` is undone there:
+//! the program goes on behind the instruction, with the counter that the kernel would read, and the guest's kernel never
+//! hears of it. For other faults the replaced instruction is made up for.
 
 use super::Machine;
+use super::paging::AddressSpace;
 use crate::board::Board;
+use crate::memory::GuestRam;
 use crate::vcpu::{UserReturn, VcpuError};
+use kvm_bindings::kvm_sregs;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -40,40 +43,27 @@ pub(crate) struct Hook {
     /// Behind our instruction.
     next: u64,
     clears_alignment: bool,
+    /// How many faults were taken back.
+    answered: u64,
 }
 
-impl Machine {
-    /// Makes `rdtsc` fault in user space from now on, if the kernel's handler can be made to call us.
-    pub(super) fn forbid_user_tsc(&mut self) -> Result<(), VcpuError> {
-        if self.hook.is_none() {
-            // An interrupt is being taken, so the table is complete.
-            let gate = self.vcpu.interrupt_table()? + GENERAL_PROTECTION * GATE;
-            let Some([low, high]) = self.read_words(gate)? else {
-                return Ok(());
-            };
-            let handler = low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32;
-            let Some(place) = self.vcpu.translate(handler)? else {
-                return Ok(());
-            };
-            self.hook = Some(Hook {
-                place: place.0,
-                next: handler + CALL_US.len() as u64,
-                clears_alignment: false,
-            });
-        }
-        if self.hooks() {
-            self.vcpu.disable_user_tsc()
-        } else {
-            Ok(())
-        }
+impl Hook {
+    /// The handler that the guest's interrupt table names.
+    fn find(registers: &kvm_sregs, memory: &GuestRam) -> Option<Self> {
+        let space = AddressSpace::of(registers, memory);
+        let [low, high] = space.words(registers.idt.base + GENERAL_PROTECTION * GATE)?;
+        let handler = low & 0xffff | (low >> 48) << 16 | (high & 0xffff_ffff) << 32;
+        Some(Self {
+            place: space.place(handler)?.0,
+            next: handler + CALL_US.len() as u64,
+            clears_alignment: false,
+            answered: 0,
+        })
     }
 
-    /// Lays the hook, again if the kernel patched its own code there; false when the code is not as expected.
-    fn hooks(&mut self) -> bool {
-        let (Some(hook), memory) = (&mut self.hook, &self.parts.memory) else {
-            return false;
-        };
-        let Ok(code) = memory.read_obj::<[u8; 4]>(GuestAddress(hook.place)) else {
+    /// Lays it, again if the kernel patched its own code there; false when the code is not as expected.
+    fn lay(&mut self, memory: &GuestRam) -> bool {
+        let Ok(code) = memory.read_obj::<[u8; 4]>(GuestAddress(self.place)) else {
             return false;
         };
         if code.starts_with(&CALL_US) {
@@ -86,20 +76,46 @@ impl Machine {
             return false;
         };
         let patched = [CALL_US[0], CALL_US[1], padding[0], padding[1]];
-        hook.clears_alignment = *beginning == CLAC;
+        self.clears_alignment = *beginning == CLAC;
         memory
-            .write_slice(&patched[..*length], GuestAddress(hook.place))
+            .write_slice(&patched[..*length], GuestAddress(self.place))
             .is_ok()
     }
+}
 
-    /// The guest called us from its handler.
-    pub(super) fn user_faulted(&mut self) -> Result<(), VcpuError> {
-        let Some(hook) = self.hook else { return Ok(()) };
-        // The guest's own instruction, after which it goes on in its handler.
-        if self.vcpu.finish(&mut self.parts)?.is_some() || self.vcpu.shown().rip != hook.next {
-            return Ok(());
+impl Machine {
+    /// How many `rdtsc` of user space were answered.
+    #[must_use]
+    pub fn user_rdtsc(&self) -> u64 {
+        self.hook.map_or(0, |hook| hook.answered)
+    }
+
+    /// Makes faults of user space call us. Called when an interrupt is being taken: the guest's table is complete.
+    pub(super) fn hook_faults(&mut self) -> Result<(), VcpuError> {
+        let memory = &self.parts.memory;
+        match &mut self.hook {
+            // A guest that makes its handler unknowable later hurts its own programs alone.
+            Some(hook) => _ = hook.lay(memory),
+            none => {
+                let found = Hook::find(&self.vcpu.system_registers()?, memory);
+                let mut hook = found.ok_or(VcpuError::UnknownHandler)?;
+                if !hook.lay(memory) {
+                    return Err(VcpuError::UnknownHandler);
+                }
+                *none = Some(hook);
+            }
         }
-        if let Some(back) = self.user_rdtsc()? {
+        Ok(())
+    }
+
+    /// The guest called us from its handler, and its call is finished.
+    pub(super) fn user_faulted(&mut self) -> Result<(), VcpuError> {
+        let Some(mut hook) = self.hook.filter(|hook| self.vcpu.shown().rip == hook.next) else {
+            return Ok(());
+        };
+        if let Some(back) = self.faulted_at_rdtsc()? {
+            hook.answered += 1;
+            self.hook = Some(hook);
             let counter = match &self.parts.board {
                 Board::Micro(_) => 0,
                 Board::Pc(pc) => pc.counter(self.parts.position),
@@ -107,48 +123,30 @@ impl Machine {
             return self.vcpu.return_to_user(&back, counter);
         }
         if hook.clears_alignment {
-            self.vcpu.clear_flags(ALIGNMENT_FLAG)
+            let mut registers = self.vcpu.shown();
+            registers.rflags &= !ALIGNMENT_FLAG;
+            self.vcpu.set_registers(&registers)
         } else {
             Ok(())
         }
     }
 
     /// What the processor pushed, if it faulted at an `rdtsc` of user space: where to go on.
-    fn user_rdtsc(&self) -> Result<Option<UserReturn>, VcpuError> {
-        let frame = self.vcpu.shown().rsp;
-        let Some([error, rip, cs, flags, rsp, ss]) = self.read_words(frame)? else {
+    fn faulted_at_rdtsc(&self) -> Result<Option<UserReturn>, VcpuError> {
+        let registers = self.vcpu.system_registers()?;
+        let space = AddressSpace::of(&registers, &self.parts.memory);
+        let Some([error, rip, cs, flags, rsp, ss]) = space.words(self.vcpu.shown().rsp) else {
             return Ok(None);
         };
-        if error != 0 || cs & 3 != 3 {
+        if error != 0 || cs & 3 != 3 || space.bytes(rip) != Some(RDTSC) {
             return Ok(None);
         }
-        let code = [self.read_byte(rip)?, self.read_byte(rip.wrapping_add(1))?];
-        let back = UserReturn {
-            rip: rip.wrapping_add(2),
+        Ok(Some(UserReturn {
+            rip: rip.wrapping_add(RDTSC.len() as u64),
             cs,
             flags: flags & !RESUME_FLAG,
             rsp,
             ss,
-        };
-        Ok((code == RDTSC.map(Some)).then_some(back))
-    }
-
-    fn read_words<const N: usize>(&self, at: u64) -> Result<Option<[u64; N]>, VcpuError> {
-        let mut words = [0; N];
-        for (word, at) in words.iter_mut().zip((at..).step_by(8)) {
-            let Some(place) = self.vcpu.translate(at)? else {
-                return Ok(None);
-            };
-            let Ok(value) = self.parts.memory.read_obj(place) else {
-                return Ok(None);
-            };
-            *word = value;
-        }
-        Ok(Some(words))
-    }
-
-    fn read_byte(&self, at: u64) -> Result<Option<u8>, VcpuError> {
-        let place: Option<GuestAddress> = self.vcpu.translate(at)?;
-        Ok(place.and_then(|place| self.parts.memory.read_obj(place).ok()))
+        }))
     }
 }

@@ -4,12 +4,12 @@
 //! here depends on the chips and the guest alone, so both hosts interrupt the same instruction.
 
 use super::Machine;
+use super::paging::AddressSpace;
 use crate::board::Board;
-use crate::board::pc::Pc;
+use crate::board::pc::{Call, Pc};
 use crate::vcpu::{Stop, VcpuError};
 use crate::virtio::mmio::MmioDevice;
 use lockstep_protocol::ids::GuestTime;
-use vm_memory::Bytes;
 
 /// The instruction STI: the one behind it is not interrupted.
 const STI: u8 = 0xfb;
@@ -44,7 +44,7 @@ impl Machine {
             {
                 pc.halted = false;
                 let vector = pc.acknowledge();
-                self.forbid_user_tsc()?;
+                self.hook_faults()?;
                 self.vcpu.interrupt(vector)?;
             }
         }
@@ -54,8 +54,13 @@ impl Machine {
             Stop::Window => self.land()?,
             stop => stop,
         };
-        if std::mem::take(&mut self.parts.user_faulted) {
-            self.user_faulted()?;
+        if let Some(call) = self.parts.call.take() {
+            // The call is finished first: what is done then is done behind it.
+            match (self.vcpu.finish(&mut self.parts)?, call) {
+                (None, Call::UserFault) => self.user_faulted()?,
+                (None, Call::WriteCr4(from)) => self.write_cr4(from)?,
+                (Some(_), _) => {}
+            }
         }
         if stop == Stop::Halt && self.vcpu.lets_interrupts_in() {
             self.pc().expect("only a PC is interrupted").halted = true;
@@ -76,10 +81,11 @@ impl Machine {
     /// A window that opened behind STI may have come one instruction early: an emulated processor reports it inside the
     /// shadow in which real ones do not. One step on, all of them stand at the same instruction.
     fn land(&mut self) -> Result<Stop, VcpuError> {
-        let Some(before) = self.vcpu.byte_before()? else {
-            return Ok(Stop::Window);
-        };
-        if self.parts.memory.read_obj::<u8>(before).ok() != Some(STI) {
+        let registers = self.vcpu.system_registers()?;
+        let space = AddressSpace::of(&registers, &self.parts.memory);
+        let before = self.vcpu.shown().rip.wrapping_sub(1);
+        // User space has no STI; there the byte is the end of some other instruction.
+        if registers.cs.dpl != 0 || space.bytes(before) != Some([STI]) {
             return Ok(Stop::Window);
         }
         self.vcpu.want_window(false);

@@ -53,7 +53,7 @@ pub(super) struct Live {
     pub(super) search: Option<Search>,
 }
 
-/// Powers the VM on without a backup.
+/// Powers the VM on without a backup, or goes on with one that comes from a snapshot.
 pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
     start::check_nobody_else_lives(host, &last)?;
@@ -64,19 +64,21 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
     let recorder = Recorder::new(
         Box::new(NoLog::from(LogOffset::ZERO)),
         ports,
-        host.power_on_clock(),
+        host.clock(),
         host.waker.clone(),
     )
-    .with_console(host.typed.clone());
-    power_on(
-        host,
-        Live {
-            recorder,
-            pair: None,
-            term,
-            search: Search::wanted(host),
-        },
-    )
+    .with_console(host.typed.clone())
+    .with_errands(host.errands.clone());
+    let live = Live {
+        recorder,
+        pair: None,
+        term,
+        search: Search::wanted(host),
+    };
+    match host.machine.position() {
+        Position::ZERO => power_on(host, live),
+        _ => live.resume(host),
+    }
 }
 
 /// Powers the VM on once the backup is there and the term is claimed.
@@ -97,7 +99,9 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
         Some(last) => Box::new(DyingSink::new(pair.sink(), last)),
         None => Box::new(pair.sink()),
     };
-    let recorder = Recorder::new(sink, ports, host.power_on_clock(), host.waker.clone());
+    let recorder = Recorder::new(sink, ports, host.clock(), host.waker.clone())
+        .with_console(host.typed.clone())
+        .with_errands(host.errands.clone());
     power_on(
         host,
         Live {
@@ -152,6 +156,7 @@ impl Live {
         host.observe();
         host.monitor.late(self.recorder.lateness());
         if end.is_none() {
+            self.see_to_errand(host);
             self.reprotect(host)?;
         }
         Ok(end.map(Ended::Guest))

@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 
 /// How long a spare that holds everything may take to begin the session; the guest stands still meanwhile.
 const SESSION_WAIT: Duration = Duration::from_secs(2);
-/// How long to wait before listening for spares again, when this host could not.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// The search for a spare.
 #[derive(Debug)]
@@ -32,7 +30,6 @@ pub(super) struct Search {
     source: Option<Source>,
     /// Waits for a window in which the machine can be captured.
     handover: Option<Handover>,
-    next_try: Instant,
 }
 
 /// What came of a spare that holds everything.
@@ -54,26 +51,19 @@ impl Search {
         (!is_mirrored).then(|| Self {
             source: None,
             handover: None,
-            next_try: Instant::now(),
         })
     }
 
-    /// Listens for spares, if it is time to.
-    fn listen(&mut self, host: &Host, live: &Live) {
-        if self.source.is_some() || Instant::now() < self.next_try {
-            return;
+    /// Listens for spares, if it does not yet.
+    fn listen(&mut self, host: &Host, live: &Live) -> anyhow::Result<()> {
+        if self.source.is_none() {
+            let attention = live.recorder.attention().clone();
+            let progress = Arc::clone(host.monitor.copying());
+            let config = start::state_config(host, live.recorder.ports(), message::Role::Primary, live.term)?;
+            let source = Source::open(config, host.waker.clone(), attention, progress);
+            self.source = Some(source.context("Cannot start a thread")?);
         }
-        let attention = live.recorder.attention().clone();
-        let progress = Arc::clone(host.monitor.copying());
-        let opened = start::state_config(host, live.recorder.ports(), message::Role::Primary, live.term)
-            .and_then(|config| Ok(Source::open(config, host.waker.clone(), attention, progress)?));
-        match opened {
-            Ok(source) => self.source = Some(source),
-            Err(error) => {
-                tracing::debug!(error = format!("{error:#}"), "Cannot listen for spares yet");
-                self.next_try = Instant::now() + TRY_AGAIN;
-            }
-        }
+        Ok(())
     }
 
     /// What the copying thread wants, seen to as far as it needs no standstill.
@@ -101,7 +91,7 @@ impl Live {
         let Some(mut search) = self.search.take() else {
             return Ok(());
         };
-        search.listen(host, self);
+        search.listen(host, self)?;
         let Some(handover) = search.attend(host) else {
             self.search = Some(search);
             return Ok(());
@@ -120,9 +110,9 @@ impl Live {
             }
             Err(error) => return Err(error).context("The VM cannot be copied"),
         };
+        tracing::debug!(after = ?stood_still.elapsed(), "The machine is captured");
         let held = handover.finish(captured);
-        // The search is over; its port is free for whoever needs it next.
-        drop(search);
+        tracing::debug!(after = ?stood_still.elapsed(), "A spare holds the machine");
         let paired = match held {
             Ok(spare) => self.pair_with(host, &spare)?,
             Err(error) => Paired::No(error.into()),
@@ -135,7 +125,7 @@ impl Live {
                     "The copy protects nothing; the next spare is waited for"
                 );
                 host.monitor.copying().forget();
-                self.search = Search::wanted(host);
+                self.search = Some(search);
             }
         }
         Ok(())
@@ -159,6 +149,7 @@ impl Live {
             Ok(pair) => pair,
             Err(error) => return Ok(self.stay_alone(error)),
         };
+        tracing::debug!("Claiming");
         match host.seat.claim(self.term) {
             Ok(Verdict::Granted { term }) => self.begin(host, pair, term)?,
             Ok(Verdict::Refused { term, holder }) => {

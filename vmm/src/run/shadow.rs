@@ -3,7 +3,6 @@
 use super::live::{Live, NoLog};
 use super::reprotect::Search;
 use super::{Ended, Host, start};
-use crate::board::clock::HostClock;
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
@@ -124,9 +123,10 @@ impl Shadow {
         )?;
         match settled {
             Settled::Lives(term) => {
-                let clock = HostClock::resumed(host.machine.time(), boottime().saturating_since(heard));
+                let clock = host.taken_over_clock(boottime().saturating_since(heard));
                 let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone())
-                    .with_console(host.typed.clone());
+                    .with_console(host.typed.clone())
+                    .with_errands(host.errands.clone());
                 let live = promote(host, recorder, &mut exit, term);
                 host.monitor.set_takeover(stages.done(heard, &loss));
                 live.run_from(host, exit)
@@ -148,6 +148,8 @@ fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> 
     recorder.ports().iter().for_each(DevicePort::go_live_alone);
     // What was kicked in this very window is in flight like everything else: order it once.
     exit.kick = None;
+    // What was typed at a backup was typed at nobody.
+    drop(host.typed.take());
     recorder.reissue(&host.machine);
     host.monitor.note(What::Live);
     host.monitor.set_role(Role::Alone, term);

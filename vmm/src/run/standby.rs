@@ -72,8 +72,12 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     let memory = Arc::clone(host.machine.memory());
     let taken = intake::take_in(&mut source, &memory, host.monitor.copying()).map_err(plain)?;
     let stood_still = Instant::now();
-    host.machine = Machine::restore_in(host.spec(ports), memory, &taken.state)
+    let machine = Machine::restore_in(host.spec(ports), memory, &taken.state)
         .context("The VM that came cannot run here")?;
+    let built = std::mem::replace(&mut host.machine, machine);
+    // KVM takes its time for the end of a VM, and the primary stands still.
+    thread::spawn(move || drop(built));
+    tracing::debug!(after = ?stood_still.elapsed(), "The machine is made");
     for port in ports.iter_mut() {
         port.adopt(&host.machine);
     }

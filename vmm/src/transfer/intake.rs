@@ -7,7 +7,7 @@ use super::progress::Progress;
 use crate::memory::GuestRam;
 use crate::state::{MachineState, StateError};
 use bytes::{Buf, Bytes};
-use lockstep_protocol::ids::LogOffset;
+use lockstep_protocol::ids::{LogOffset, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::StateReceiver;
 
@@ -58,6 +58,7 @@ pub fn take_in(
                 let count = pages::apply(&bytes, memory)?;
                 progress.moved(count, bytes.len() as u64);
             }
+            piece::ROUND => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
             piece::MACHINE => return machine(bytes),
             other => return Err(IntakeError::Piece(other)),
         }

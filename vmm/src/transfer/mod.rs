@@ -15,4 +15,6 @@ mod piece {
     pub(super) const PAGES: u8 = 1;
     /// Where the log begins, 8 bytes, and the state of the machine: the last piece.
     pub(super) const MACHINE: u8 = 2;
+    /// Nothing: the spare says when it has put everything in place so far.
+    pub(super) const ROUND: u8 = 3;
 }

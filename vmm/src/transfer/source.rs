@@ -12,10 +12,11 @@ use crate::ft::wait::Waker;
 use crate::kvm::KvmError;
 use crate::memory::GuestRam;
 use crate::state::dirty::{Page, WriteTracker};
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -26,8 +27,12 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the other thread may take to answer: many times what a window takes.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// How long a spare may take to say that it holds everything.
-const HELD_WAIT: Duration = Duration::from_secs(5);
+/// How long a spare may take to put a round in place, after it was sent; the guest goes on meanwhile.
+const ROUND_WAIT: Duration = Duration::from_secs(30);
+/// How long a spare may take to hold the last pieces; the guest stands still meanwhile.
+const HELD_WAIT: Duration = Duration::from_millis(500);
+/// How long to wait before listening again, where this host could not.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// The guest is stopped when a round has no more pages than this: they go over in some milliseconds.
 const STOP_PAGES: usize = 512;
 /// Rounds after which it is stopped anyway: it writes faster than the connection carries.
@@ -132,17 +137,17 @@ struct Line {
 }
 
 impl Source {
-    /// Listens for spares. `waker` ends the vCPU thread's sleep when something is wanted of it.
+    /// Listens for spares, as soon as the address is free. `waker` ends the vCPU thread's sleep when something is wanted
+    /// of it.
     ///
     /// # Errors
-    /// When the address or our certificate cannot be used.
+    /// When there is no thread to be had.
     pub fn open(
         config: StateConfig,
         waker: Waker,
         attention: Attention,
         progress: Arc<Progress>,
-    ) -> Result<Self, PairError> {
-        let door = StateDoor::open(config)?;
+    ) -> io::Result<Self> {
         let (ask, requests) = sync_channel(1);
         let wanted = Arc::new(AtomicBool::new(true));
         let line = Line {
@@ -154,8 +159,7 @@ impl Source {
         };
         thread::Builder::new()
             .name("copy".into())
-            .spawn(move || line.serve(&door))
-            .map_err(|error| PairError::Driver(error.to_string()))?;
+            .spawn(move || line.listen(&config))?;
         Ok(Self {
             requests,
             attention,
@@ -180,13 +184,33 @@ impl Drop for Source {
 }
 
 impl Line {
-    /// Admits spares until the VM was handed over to one, or is over.
+    /// Until no spare is wanted any more.
+    fn listen(&self, config: &StateConfig) {
+        while self.is_wanted() {
+            match StateDoor::open(config.clone()) {
+                Ok(door) => self.serve(&door),
+                Err(error) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "Cannot listen for spares yet"
+                    );
+                    thread::sleep(TRY_AGAIN);
+                }
+            }
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Admits one spare after the other. The run loop wants none any more when one protects the VM.
     fn serve(&self, door: &StateDoor) {
-        while self.wanted.load(Ordering::Acquire) {
+        while self.is_wanted() {
             let Some(spare) = door.admit(LOOK) else { continue };
             self.progress.begin();
             match self.copy(spare) {
-                Ok(()) => return,
+                Ok(()) => {}
                 Err(CopyError::Over) => return self.progress.forget(),
                 Err(error) => {
                     self.progress.forget();
@@ -207,11 +231,15 @@ impl Line {
         let mut left: Vec<Page> = pages::all(&memory).collect();
         for _ in 0..ROUNDS_MAX {
             self.send(&mut spare, &mut encoder, &memory, &left)?;
+            // A spare that is behind would let the guest stand still for what it has yet to put in place.
+            spare.send(piece::ROUND, Bytes::new())?;
+            spare.wait_until_held(ROUND_WAIT)?;
             left = writes.take()?;
             if left.len() <= STOP_PAGES {
                 break;
             }
         }
+        tracing::debug!(pages = left.len(), "The VM is asked to stand still");
         let (give, captured) = sync_channel(1);
         let (tell, held) = sync_channel(1);
         self.ask(Request::Stop(Handover { captured: give, held }))?;
@@ -221,6 +249,7 @@ impl Line {
             left.sort_unstable();
             left.dedup();
             self.send(&mut spare, &mut encoder, &memory, &left)?;
+            tracing::debug!(pages = left.len(), "The last pages are sent");
             finish(&mut spare, &captured)
         })();
         // Whoever stands still hears it first; the tracker ends after that.
@@ -252,7 +281,7 @@ impl Line {
             spare.send(piece::PAGES, bytes)?;
             self.progress.moved(done - counted, length);
             counted = done;
-            if !self.wanted.load(Ordering::Acquire) {
+            if !self.is_wanted() {
                 return Err(CopyError::Over);
             }
         }

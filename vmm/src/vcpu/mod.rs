@@ -10,10 +10,10 @@ mod xsave;
 pub use state::{VcpuState, VcpuStateError};
 
 use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_segment,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs,
+    kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vm_memory::GuestAddress;
 
 /// A return from `KVM_RUN` that the guest caused. Reads are answered before the next [`Vcpu::run`] by the closures' results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub enum VcpuError {
         /// What KVM said.
         why: String,
     },
+    /// The kernel is not like others.
+    #[error(
+        "The guest's kernel handles general protection faults by code that Lockstep does not know; boot a kernel as a \
+         distribution ships it"
+    )]
+    UnknownHandler,
 }
 
 /// What lies behind the guest's ports and device windows.
@@ -90,8 +96,7 @@ pub struct UserReturn {
 
 /// Linux' selector of 64-bit user code.
 const USER_CODE_64: u64 = 0x33;
-/// Time-stamp disable.
-const CR4_TSD: u64 = 1 << 2;
+
 impl Vcpu {
     /// Takes over a vCPU whose registers are set.
     #[must_use]
@@ -238,53 +243,26 @@ impl Vcpu {
         self.fd.set_guest_debug(&debug).map_err(VcpuError::Run)
     }
 
-    /// Where the guest's interrupt table lies.
+    /// Control registers, segments and descriptor tables.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn interrupt_table(&self) -> Result<u64, VcpuError> {
-        self.fd
-            .get_sregs()
-            .map(|sregs| sregs.idt.base)
-            .map_err(VcpuError::Run)
-    }
-
-    /// Sets CR4.TSD if it is clear.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn disable_user_tsc(&self) -> Result<(), VcpuError> {
-        let mut sregs = self.fd.get_sregs().map_err(VcpuError::Run)?;
-        if sregs.cr4 & CR4_TSD == 0 {
-            sregs.cr4 |= CR4_TSD;
-            self.fd.set_sregs(&sregs).map_err(VcpuError::Run)?;
-        }
-        Ok(())
+    pub fn system_registers(&self) -> Result<kvm_sregs, VcpuError> {
+        self.fd.get_sregs().map_err(VcpuError::Run)
     }
 
     /// The general registers of the last exit, which must be shown.
     #[must_use]
-    pub fn shown(&self) -> kvm_bindings::kvm_regs {
+    pub fn shown(&self) -> kvm_regs {
         self.fd.sync_regs().regs
     }
 
-    /// Clears flags.
+    /// Sets the general registers; the last exit must be finished.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn clear_flags(&mut self, flags: u64) -> Result<(), VcpuError> {
-        let mut regs = self.shown();
-        regs.rflags &= !flags;
-        self.fd.set_regs(&regs).map_err(VcpuError::Run)
-    }
-
-    /// Where a linear address lies in memory, if it is mapped.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn translate(&self, address: u64) -> Result<Option<GuestAddress>, VcpuError> {
-        let place = self.fd.translate_gva(address).map_err(VcpuError::Run)?;
-        Ok((place.valid != 0).then_some(GuestAddress(place.physical_address)))
+    pub fn set_registers(&self, registers: &kvm_regs) -> Result<(), VcpuError> {
+        self.fd.set_regs(registers).map_err(VcpuError::Run)
     }
 
     /// Takes back a fault of user space that was about to be handled: the program goes on at `back` with `counter` in
@@ -325,14 +303,6 @@ impl Vcpu {
         self.fd.set_regs(&regs).map_err(VcpuError::Run)
     }
 
-    /// Where the byte before the instruction pointer lies in memory, if it is mapped. Needs shown registers.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn byte_before(&self) -> Result<Option<GuestAddress>, VcpuError> {
-        self.translate(self.fd.sync_regs().regs.rip.wrapping_sub(1))
-    }
-
     fn set_edx(&mut self, edx: u32) {
         self.fd.sync_regs_mut().regs.rdx = u64::from(edx);
         self.fd.set_sync_dirty_reg(SyncReg::Register);
@@ -342,7 +312,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn registers(&self) -> Result<kvm_bindings::kvm_regs, VcpuError> {
+    pub fn registers(&self) -> Result<kvm_regs, VcpuError> {
         self.fd.get_regs().map_err(VcpuError::Run)
     }
 

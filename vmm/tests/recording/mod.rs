@@ -2,22 +2,22 @@
 
 mod client;
 mod host;
+mod log;
 
-use bytes::{Bytes, BytesMut};
-use lockstep_protocol::codec::{RecordDecoder, RecordEncoder};
-use lockstep_protocol::ids::{DeviceId, GuestTime, LogOffset, Position};
-use lockstep_protocol::record::{Input, Record};
-use lockstep_vmm::board::clock::HostClock;
+use bytes::Bytes;
+use lockstep_protocol::ids::{DeviceId, Position};
+use lockstep_protocol::record::Record;
+use lockstep_vmm::ft::clock::HostClock;
 use lockstep_vmm::ft::port::DevicePort;
-use lockstep_vmm::ft::record::{LogSink, PeerLost, Recorder};
-use lockstep_vmm::ft::replay::{LogSource, Replayed, Replayer};
+use lockstep_vmm::ft::record::Recorder;
+use lockstep_vmm::ft::replay::{Replayed, Replayer};
 use lockstep_vmm::ft::wait::Waker;
 use lockstep_vmm::machine::{End, Exit, Guest, Machine, MachineDigest, MachineSpec};
 use lockstep_vmm::run::MICRO_GUEST;
 use lockstep_vmm::stop::Stop;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioDevice};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use log::{Given, MemoryLog};
+use std::sync::OnceLock;
 use std::thread;
 
 pub(crate) use client::MARKED;
@@ -60,9 +60,9 @@ pub(crate) fn with(name: &str, story: impl FnOnce(&Recording)) {
 impl Recording {
     /// The log, decoded.
     pub(crate) fn records(&self) -> Vec<Record> {
-        let mut decoder = RecordDecoder::new();
-        let mut log = self.log.clone();
-        std::iter::from_fn(|| decoder.decode(&mut log).expect("what was encoded can be decoded")).collect()
+        log::decode(self.log.clone())
+            .expect("what was encoded can be decoded")
+            .into()
     }
 
     /// The records for the windows behind `position`.
@@ -103,7 +103,7 @@ fn record() -> Recording {
     let mut machine = build(ports.iter().map(DevicePort::window).collect());
     let log = MemoryLog::default();
     let waker = Waker::new().expect("there are event files");
-    let clock = HostClock::starting_at(GuestTime::ZERO);
+    let clock = HostClock::from_zero();
     let mut recorder = Recorder::new(Box::new(log.clone()), ports, clock, waker.clone());
     let stop = Stop::default();
     let clients = {
@@ -136,7 +136,7 @@ fn record() -> Recording {
         digest,
     };
     Recording {
-        log: log.into_bytes(),
+        log: log.bytes(),
         outcome,
         operations,
         devices,
@@ -235,57 +235,4 @@ impl Replica {
             Replayed::Closed => Ok(()),
         }
     }
-}
-
-/// A log that is only kept, in the bytes that would go over the wire.
-#[derive(Clone, Default)]
-struct MemoryLog(Arc<Mutex<Encoded>>);
-
-#[derive(Default)]
-struct Encoded {
-    encoder: RecordEncoder,
-    bytes: BytesMut,
-    end: LogOffset,
-}
-
-impl MemoryLog {
-    fn into_bytes(self) -> Bytes {
-        self.0.lock().unwrap().bytes.clone().freeze()
-    }
-}
-
-impl LogSink for MemoryLog {
-    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost> {
-        let log = &mut *self.0.lock().unwrap();
-        let start = log.end;
-        for (nth, input) in (1..).zip(inputs) {
-            let record = Record {
-                position,
-                closes: nth == inputs.len(),
-                input: input.borrowed(),
-            };
-            log.encoder.encode(&mut log.bytes, &record);
-            log.end = log.end.next();
-        }
-        Ok(start)
-    }
-
-    fn is_lost(&self) -> bool {
-        false
-    }
-
-    fn end(&self) -> LogOffset {
-        self.0.lock().unwrap().end
-    }
-}
-
-/// A log that was received to its end.
-struct Given(VecDeque<Record>);
-
-impl LogSource for Given {
-    fn next(&mut self) -> Option<Record> {
-        self.0.pop_front()
-    }
-
-    fn executed(&mut self, _: Position) {}
 }

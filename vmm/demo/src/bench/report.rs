@@ -24,6 +24,8 @@ pub(crate) struct Report {
     added_p50_us: Added,
     /// The same in round trips.
     added_p50_in_rtts: Added,
+    /// Processor time of one pipelined GET, in us; both hosts and the clients share this machine's processors.
+    cpu_us_per_get: CpuPerGet,
     log_bytes: u64,
     input_bytes: u64,
     log_bytes_per_input_byte: Option<f64>,
@@ -42,6 +44,46 @@ struct Numbers {
     pipelined_set_per_s: Option<f64>,
     bulk_in_mib_per_s: Option<f64>,
     bulk_out_mib_per_s: Option<f64>,
+}
+
+/// Whose processor time.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct CpuPerGet {
+    processors: usize,
+    unprotected: Shares,
+    protected: Shares,
+}
+
+/// In us for one request.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Shares {
+    clients: Option<f64>,
+    /// The VMM and its device processes.
+    primary: Option<f64>,
+    backup: Option<f64>,
+}
+
+impl Shares {
+    fn of(side: &Measured) -> Self {
+        let requests = side.pipelined_get.requests();
+        let each = |time: std::time::Duration| {
+            (requests > 0).then(|| round(time.as_secs_f64() * 1e6 / requests as f64, 1000.0))
+        };
+        Self {
+            clients: each(side.cpu.clients),
+            primary: each(side.cpu.primary),
+            backup: each(side.cpu.backup),
+        }
+    }
+
+    fn told(&self) -> String {
+        format!(
+            "{} clients, {} primary, {} backup",
+            text(self.clients),
+            text(self.primary),
+            text(self.backup)
+        )
+    }
 }
 
 /// For each kind of request.
@@ -144,6 +186,11 @@ impl Report {
                 get: in_rtts(added_p50_us.get),
                 set: in_rtts(added_p50_us.set),
             },
+            cpu_us_per_get: CpuPerGet {
+                processors: std::thread::available_parallelism().map_or(1, usize::from),
+                unprotected: Shares::of(&outcome.alone),
+                protected: Shares::of(&outcome.protected),
+            },
             log_bytes: log,
             input_bytes: input,
             log_bytes_per_input_byte: (input > 0).then(|| round(log as f64 / input as f64, 1000.0)),
@@ -167,6 +214,13 @@ impl Report {
             text(self.added_p50_in_rtts.ping),
             text(self.added_p50_in_rtts.get),
             text(self.added_p50_in_rtts.set),
+        );
+        let cpu = &self.cpu_us_per_get;
+        println!(
+            "Processor time of a pipelined GET in us, on {} shared processors: alone {}; protected {}.",
+            cpu.processors,
+            cpu.unprotected.told(),
+            cpu.protected.told()
         );
         println!(
             "Log: {} bytes for {} bytes of input, {} for one.",

@@ -22,6 +22,10 @@ impl Count {
         (!self.time.is_zero()).then(|| self.requests as f64 / self.time.as_secs_f64())
     }
 
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests
+    }
+
     /// Of values, without the words around them.
     pub(crate) fn mib_per_s(&self) -> Option<f64> {
         (!self.time.is_zero()).then(|| self.bytes as f64 / self.time.as_secs_f64() / f64::from(1 << 20))

@@ -72,6 +72,11 @@ impl Host {
         &self.name
     }
 
+    /// The id of its process group.
+    pub(crate) fn group(&self) -> i32 {
+        self.group.as_raw()
+    }
+
     /// What it says about itself, if it answers.
     pub(crate) async fn status(&self) -> Option<Status> {
         status::ask(&self.control).await

@@ -1,4 +1,5 @@
-//! The rewrite of `rdtsc` in a stock kernel: it executes although CPUID hides it, and KVM cannot trap it everywhere.
+//! The load-time rewrite: the kernel's own `rdtsc` is hidden from the CPU but still executed, and KVM cannot trap it
+//! everywhere. And what the kernel writes to CR4 must not let user space execute it either.
 //!
 //! The Linux boot calls [`rewrite`] on the unpacked kernel file before it is loaded. Every decoded `0f 31` becomes
 //! `in eax, 0xf0`, which is as long and exits; the board answers. Instructions are found by decoding executable
@@ -7,7 +8,11 @@
 //! offsets in all tables stay right because no length changes. The vDSO, a small ELF file in the kernel's data, is code
 //! of user space, where the port would fault; it reads the counter only to multiply it away, so there the instruction
 //! becomes `xor edx, edx`, which leaves a small number that is the same on both hosts.
+//!
+//! A write of CR4 becomes an `out` to a port that stands for its register: the machine then has it made with CR4.TSD set
+//! besides (`machine/cr4.rs`).
 
+use crate::board::pc::{Register as GeneralRegister, WRITE_CR4};
 use elf::ElfBytes;
 use elf::abi::{EM_X86_64, SHF_EXECINSTR, SHT_NOBITS, STT_FUNC};
 use elf::endian::LittleEndian;
@@ -17,7 +22,6 @@ use std::ops::Range;
 
 /// `in eax, 0xf0`.
 const PORT_READ: [u8; 2] = [0xe5, 0xf0];
-
 /// `xor edx, edx`.
 const CLEAR_EDX: [u8; 2] = [0x31, 0xd2];
 /// How a 64-bit little-endian ELF file begins.
@@ -42,43 +46,91 @@ pub enum RewriteError {
 /// How many instructions were rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewritten {
-    /// In the kernel's own code.
-    pub kernel: usize,
-    /// In the vDSO.
+    /// `rdtsc` in the kernel's own code.
+    pub rdtsc: usize,
+    /// `rdtsc` in the vDSO.
     pub vdso: usize,
+    /// Writes of CR4.
+    pub cr4: usize,
 }
 
-/// Rewrites every `rdtsc` of the kernel file in place and says how many there were.
+/// An instruction to be rewritten, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    Rdtsc,
+    /// From this register.
+    WriteCr4(GeneralRegister),
+}
+
+/// Rewrites the kernel file in place and says how much.
 ///
 /// # Errors
 /// When the file is not an x86-64 ELF file with sections.
 pub fn rewrite(kernel: &mut [u8]) -> Result<Rewritten, RewriteError> {
     let own = sites(kernel)?;
     let vdso = vdso_sites(kernel);
-    for (sites, instruction) in [(&own, PORT_READ), (&vdso, CLEAR_EDX)] {
-        for &site in sites {
-            kernel[site..site + instruction.len()].copy_from_slice(&instruction);
+    let mut done = Rewritten {
+        rdtsc: 0,
+        vdso: vdso.len(),
+        cr4: 0,
+    };
+    for (at, site) in own {
+        match site {
+            Site::Rdtsc => {
+                done.rdtsc += 1;
+                kernel[at..at + PORT_READ.len()].copy_from_slice(&PORT_READ);
+            }
+            Site::WriteCr4(from) => {
+                done.cr4 += 1;
+                let call = cr4_call(from);
+                kernel[at..at + call.len()].copy_from_slice(&call);
+            }
         }
     }
-    Ok(Rewritten {
-        kernel: own.len(),
-        vdso: vdso.len(),
-    })
+    for at in vdso {
+        kernel[at..at + CLEAR_EDX.len()].copy_from_slice(&CLEAR_EDX);
+    }
+    Ok(done)
 }
 
-/// The sites of every 64-bit ELF library inside the kernel file.
+/// How long the instruction is that calls us instead of writing CR4; a `nop` fills up the rest.
+pub const CALL_BYTES: u64 = 2;
+
+/// What stands for a write of CR4 from this register: `out PORT, al` and a `nop`, as long as the write.
+#[must_use]
+pub fn cr4_call(from: GeneralRegister) -> Vec<u8> {
+    let port = u8::try_from(WRITE_CR4).expect("the port is one byte") + from.number();
+    match from.number() {
+        ..8 => vec![0xe6, port, 0x90],
+        8.. => vec![0xe6, port, 0x66, 0x90],
+    }
+}
+
+/// `mov cr4, REGISTER`.
+#[must_use]
+pub fn cr4_write(from: GeneralRegister) -> Vec<u8> {
+    match from.number() {
+        number @ ..8 => vec![0x0f, 0x22, 0xe0 | number],
+        number => vec![0x41, 0x0f, 0x22, 0xe0 | (number - 8)],
+    }
+}
+
+/// Where every 64-bit ELF library inside the kernel file has an `rdtsc`.
 fn vdso_sites(kernel: &[u8]) -> Vec<usize> {
     let starts = (ALIGNMENT..kernel.len()).step_by(ALIGNMENT);
     let libraries = starts.filter(|&start| kernel[start..].starts_with(LIBRARY_MAGIC));
     let found = libraries.filter_map(|start| Some((start, sites(&kernel[start..]).ok()?)));
     found
-        .flat_map(|(start, sites)| sites.into_iter().map(move |site| start + site))
+        .flat_map(|(start, sites)| {
+            let counters = sites.into_iter().filter(|(_, site)| *site == Site::Rdtsc);
+            counters.map(move |(at, _)| start + at)
+        })
         .collect()
 }
 
-/// Where in the file an `rdtsc` lies.
-fn sites(kernel: &[u8]) -> Result<Vec<usize>, RewriteError> {
-    let elf = ElfBytes::<LittleEndian>::minimal_parse(kernel)?;
+/// What lies where in the file.
+fn sites(file: &[u8]) -> Result<Vec<(usize, Site)>, RewriteError> {
+    let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
     if elf.ehdr.e_machine != EM_X86_64 {
         return Err(RewriteError::Machine);
     }
@@ -90,7 +142,7 @@ fn sites(kernel: &[u8]) -> Result<Vec<usize>, RewriteError> {
         let offset = usize::try_from(section.sh_offset).map_err(|_| RewriteError::NoSections)?;
         for piece in pieces(&section, &functions) {
             let found = decode(&bytes[piece.clone()], section.sh_addr + piece.start as u64);
-            sites.extend(found.map(|at| offset + piece.start + at));
+            sites.extend(found.map(|(at, site)| (offset + piece.start + at, site)));
         }
     }
     Ok(sites)
@@ -131,7 +183,7 @@ fn pieces(section: &SectionHeader, functions: &[u64]) -> Vec<Range<usize>> {
     starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
-fn decode(code: &[u8], address: u64) -> impl Iterator<Item = usize> {
+fn decode(code: &[u8], address: u64) -> impl Iterator<Item = (usize, Site)> {
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     std::iter::from_fn(move || {
@@ -144,17 +196,32 @@ fn decode(code: &[u8], address: u64) -> impl Iterator<Item = usize> {
                     .set_position(at + 1)
                     .expect("the position lies inside the code");
                 decoder.set_ip(address + at as u64 + 1);
-            } else if instruction.code() == Code::Rdtsc && instruction.len() == PORT_READ.len() {
-                return Some(at);
+            } else if let Some(site) = site(&instruction, &code[at..at + instruction.len()]) {
+                return Some((at, site));
             }
         }
         None
     })
 }
 
+fn site(instruction: &Instruction, bytes: &[u8]) -> Option<Site> {
+    match instruction.code() {
+        Code::Rdtsc if bytes.len() == PORT_READ.len() => Some(Site::Rdtsc),
+        Code::Mov_cr_r64 => (0..16)
+            .map(GeneralRegister::new)
+            .find(|from| bytes == cr4_write(*from))
+            .map(Site::WriteCr4),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn found(code: &[u8]) -> Vec<(usize, Site)> {
+        decode(code, 0x1000).collect()
+    }
 
     #[test]
     fn an_rdtsc_is_found_and_its_bytes_inside_another_instruction_are_not() {
@@ -162,18 +229,33 @@ mod tests {
         let code = [
             0x0f, 0xae, 0xe8, 0x0f, 0x31, 0xb8, 0x0f, 0x31, 0x00, 0x00, 0x90, 0x0f, 0x31,
         ];
-        assert_eq!(decode(&code, 0x1000).collect::<Vec<_>>(), [3, 11]);
+        assert_eq!(found(&code), [(3, Site::Rdtsc), (11, Site::Rdtsc)]);
     }
 
     #[test]
     fn a_decoder_that_meets_data_finds_its_way_back() {
         let code = [0x06, 0x90, 0x90, 0x0f, 0x31, 0xc3];
-        assert_eq!(decode(&code, 0).collect::<Vec<_>>(), [3]);
+        assert_eq!(found(&code), [(3, Site::Rdtsc)]);
     }
 
     #[test]
     fn rdtscp_is_not_rdtsc() {
-        assert_eq!(decode(&[0x0f, 0x01, 0xf9, 0xc3], 0).count(), 0);
+        assert!(found(&[0x0f, 0x01, 0xf9, 0xc3]).is_empty());
+    }
+
+    #[test]
+    fn a_write_of_cr4_is_found_and_those_of_other_control_registers_are_not() {
+        // mov cr3, rax; mov rcx, cr4; mov cr4, rdi; mov cr4, r8
+        let code = [
+            0x0f, 0x22, 0xd8, 0x0f, 0x20, 0xe1, 0x0f, 0x22, 0xe7, 0x41, 0x0f, 0x22, 0xe0,
+        ];
+        assert_eq!(
+            found(&code),
+            [
+                (6, Site::WriteCr4(GeneralRegister::new(7))),
+                (9, Site::WriteCr4(GeneralRegister::new(8)))
+            ]
+        );
     }
 
     #[test]
