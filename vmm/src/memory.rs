@@ -1,7 +1,9 @@
 //! Guest memory: one sealed memfd, mapped here and shared with the device processes.
 //! The machine builder makes it; the vhost-user front-end passes its file on. Nothing here knows what lies in it.
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use std::fs::File;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
@@ -25,6 +27,9 @@ pub enum MemoryError {
         #[source]
         source: rustix::io::Errno,
     },
+    /// The kernel did not take pages back.
+    #[error("Cannot empty the guest's memory")]
+    Clear(#[source] rustix::io::Errno),
     /// The file could not be mapped.
     #[error("Cannot map the guest's {mib} MiB; free memory or lower memory_mib")]
     Map {
@@ -38,16 +43,29 @@ pub enum MemoryError {
 
 /// Makes zeros of `bytes` bytes from `start` on by giving the host its pages back; false where it does not take them or
 /// there are none.
-pub fn clear(memory: &GuestRam, start: GuestAddress, bytes: u64) -> bool {
+pub fn empty(memory: &GuestRam, start: GuestAddress, bytes: u64) -> bool {
     let Some(region) = memory.find_region(start) else {
         return false;
     };
     let within = start.0 - region.start_addr().0;
-    let Some(file) = region.file_offset().filter(|_| bytes <= region.len() - within) else {
+    let Some(place) = region.file_offset().filter(|_| bytes <= region.len() - within) else {
         return false;
     };
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file.file(), hole, file.start() + within, bytes).is_ok()
+    fallocate(place.file(), HOLE, place.start() + within, bytes).is_ok()
+}
+
+const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+/// Empties guest memory: it reads as zeros again, here and in device processes.
+///
+/// # Errors
+/// When the kernel does not take the pages back.
+pub fn clear(memory: &GuestRam) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        let place = region.file_offset().expect("guest memory is made of files");
+        fallocate(place.file(), HOLE, place.start(), region.len()).map_err(MemoryError::Clear)?;
+    }
+    Ok(())
 }
 
 /// Makes `mib` MiB of zeroed guest memory starting at guest address 0.
@@ -65,4 +83,28 @@ pub fn create(mib: u64) -> Result<GuestRam, MemoryError> {
     let size = usize::try_from(bytes).expect("this crate is for 64-bit hosts");
     let range = (GuestAddress(0), size, Some(FileOffset::new(File::from(memfd), 0)));
     GuestRam::from_ranges_with_files([range]).map_err(|source| MemoryError::Map { mib, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_that_was_cleared_reads_as_zeros_everywhere_it_is_shared() {
+        let memory = create(2).unwrap();
+        memory.write_obj(7_u64, GuestAddress(0x1_2345)).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap().arc().clone();
+        let other = GuestMemoryMmap::<()>::from_ranges_with_files([(
+            GuestAddress(0),
+            2 << 20,
+            Some(FileOffset::from_arc(file, 0)),
+        )])
+        .unwrap();
+        assert_eq!(other.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 7);
+        clear(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 0);
+        assert_eq!(other.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 0);
+    }
 }

@@ -22,6 +22,7 @@ use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
+use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 use crate::machine::{self, End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor};
 use crate::spawn::{self, DeviceProcess};
@@ -95,6 +96,8 @@ struct Host {
     typed: Typed,
     /// What the guest boots, in few bytes: both hosts must boot the same.
     image: blake3::Hash,
+    /// The same in full.
+    guest: machine::Guest,
     die_at_record: Option<LogOffset>,
     /// Kept for their ends: a device process of ours dies with this value.
     _processes: Vec<DeviceProcess>,
@@ -109,6 +112,9 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context("Cannot ask the kernel to end this process with its parent")?;
     }
+    if matches!(options.config.vm.guest, Guest::Linux { .. }) && Hardware::of_host() == Hardware::Software {
+        bail!("{NO_STOCK_KERNELS}. {NO_STOCK_KERNELS_REMEDY}");
+    }
     let (mut host, ports) = prepare(options)?;
     let ended = match (options.role, options.alone) {
         (StartRole::Primary, true) => live::start_alone(&mut host, ports),
@@ -118,9 +124,6 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
     }?;
     match ended {
         Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
-        Ended::Guest(End::Reset) => {
-            anyhow::bail!("The guest restarted; Lockstep ends here, start both nodes again")
-        }
         Ended::Guest(End::Halt) => {
             anyhow::bail!("The guest halted with interrupts off; nothing will ever wake it")
         }
@@ -131,6 +134,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
 
 fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
+    let image = image::Image::load(&config.vm.guest)?;
     let node = config.node(&options.node)?.clone();
     let peer = config.peer_of(&options.node)?.clone();
     let shown_peer = (peer.name.to_string(), peer.address.to_string());
@@ -161,7 +165,6 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
             .map(|(process, port)| probe(process, port))
             .collect(),
     );
-    let image = image::Image::load(&config.vm.guest)?;
     let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
     let spec = MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),
@@ -174,7 +177,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         None => Machine::build(spec)?,
     };
     let die_at_record = options.die_at_record;
-    let image = image.digest();
+    let (guest, image) = (image.guest(), image.digest());
     let host = Host {
         config,
         node,
@@ -188,6 +191,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         console,
         typed,
         image,
+        guest,
         die_at_record,
         _processes: processes,
     };
@@ -226,16 +230,10 @@ impl Host {
     }
 
     /// The machine of a VM that comes from another host: what it boots is in its memory already.
-    fn spec(&self, ports: &[DevicePort]) -> MachineSpec<'static> {
+    fn spec(&self, ports: &[DevicePort]) -> MachineSpec {
         MachineSpec {
             memory_mib: u64::from(self.config.vm.memory_mib),
-            guest: match self.config.vm.guest {
-                Guest::Micro => machine::Guest::Micro(MICRO_GUEST),
-                Guest::Linux { .. } => machine::Guest::Linux {
-                    kernel: &[],
-                    initrd: &[],
-                },
-            },
+            guest: self.guest.clone(),
             cmdline: self.config.vm.cmdline.clone(),
             devices: ports.iter().map(DevicePort::window).collect(),
         }

@@ -38,6 +38,10 @@ pub struct MachineState {
     pub(crate) board: Board,
     pub(crate) devices: Vec<MmioState>,
     pub(crate) hook: Option<Hook>,
+    /// What the guest's randomness began with.
+    pub(crate) randomness: [u8; 32],
+    /// The guest asked for a restart that has not come yet.
+    pub(crate) restarts: bool,
 }
 
 /// Why bytes are no machine's state.

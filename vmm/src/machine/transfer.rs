@@ -113,6 +113,8 @@ impl Machine {
             board,
             devices: self.parts.devices.iter().map(MmioDevice::state).collect(),
             hook: self.hook,
+            randomness: self.parts.randomness,
+            restarts: self.parts.restarts,
         })
     }
 
@@ -121,7 +123,7 @@ impl Machine {
     ///
     /// # Errors
     /// When the state is not of such a machine, or this host cannot run it.
-    pub fn restore(spec: MachineSpec<'_>, state: &MachineState) -> Result<Self, RestoreError> {
+    pub fn restore(spec: MachineSpec, state: &MachineState) -> Result<Self, RestoreError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
         Self::restore_in(spec, memory, state)
     }
@@ -131,7 +133,7 @@ impl Machine {
     /// # Errors
     /// As [`Self::restore`].
     pub fn restore_in(
-        spec: MachineSpec<'_>,
+        spec: MachineSpec,
         memory: Arc<GuestRam>,
         state: &MachineState,
     ) -> Result<Self, RestoreError> {
@@ -161,6 +163,8 @@ impl Machine {
             cmdline: spec.cmdline,
             memory_bytes: spec.memory_mib << 20,
             seed: None,
+            randomness: state.randomness,
+            restarts: state.restarts,
             call: None,
             exit: Exit::default(),
         };
@@ -170,6 +174,7 @@ impl Machine {
             parts,
             hook: state.hook,
             template: template.digest(),
+            guest: spec.guest,
             tracked: Arc::new(AtomicBool::new(false)),
         })
     }
@@ -187,7 +192,7 @@ impl Machine {
     }
 }
 
-fn check(spec: &MachineSpec<'_>, state: &MachineState) -> Result<(), RestoreError> {
+fn check(spec: &MachineSpec, state: &MachineState) -> Result<(), RestoreError> {
     let (theirs, ours) = (state.memory_mib, spec.memory_mib);
     if theirs != ours {
         return Err(RestoreError::Memory { theirs, ours });

@@ -180,7 +180,7 @@ impl<W: Write> Blocks<W> {
 ///
 /// # Errors
 /// When the file is not a whole, undamaged snapshot of such a machine, or this host cannot run it.
-pub fn load(path: &Path, spec: MachineSpec<'_>) -> Result<Machine, SnapshotError> {
+pub fn load(path: &Path, spec: MachineSpec) -> Result<Machine, SnapshotError> {
     let file = File::open(path).map_err(|error| SnapshotError::Open(path.into(), error))?;
     let mut reader = Reader {
         input: BufReader::with_capacity(BLOCK_BYTES, file),

@@ -198,7 +198,7 @@ pub fn apply(mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
         if entry.kind == kind::ZEROS {
             // Pages that nobody touched stay untouched: a fault for each would cost more than all the rest.
             let hole = length as u64 * PAGE as u64;
-            if !memory::clear(memory, page.address(), hole) {
+            if !memory::empty(memory, page.address(), hole) {
                 return Err(BadPages::Page(page.get()));
             }
             count += u64::from(entry.length.get());

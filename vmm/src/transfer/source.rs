@@ -252,7 +252,8 @@ impl Line {
             tracing::debug!(pages = left.len(), "The last pages are sent");
             finish(&mut spare, &captured)
         })();
-        // Whoever stands still hears it first; the tracker ends after that.
+        // Before the log begins: from then on nothing but the log may tell how the machine runs.
+        drop(writes);
         tell.send(outcome).map_err(|_| CopyError::Over)
     }
 

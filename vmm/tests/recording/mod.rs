@@ -72,7 +72,7 @@ impl Recording {
     }
 
     /// What the recorded machine was made from, with `memory_mib` MiB.
-    pub(crate) fn spec(&self, memory_mib: u64) -> MachineSpec<'static> {
+    pub(crate) fn spec(&self, memory_mib: u64) -> MachineSpec {
         MachineSpec {
             memory_mib,
             guest: Guest::Micro(MICRO_GUEST),

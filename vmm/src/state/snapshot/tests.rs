@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
-fn spec(memory_mib: u64) -> MachineSpec<'static> {
+fn spec(memory_mib: u64) -> MachineSpec {
     MachineSpec {
         memory_mib,
         guest: Guest::Micro(MICRO_GUEST),
