@@ -31,7 +31,7 @@ use clap::{Args, ValueEnum};
 use self::config::{Disks, Guest};
 use self::report::Report;
 use self::room::Folder;
-use self::scenario::{Order, cut, failover, idle, replay, wan};
+use self::scenario::{Order, cut, failover, idle, power, replay, wan};
 use self::world::Setting;
 use crate::qemu::suite::target;
 
@@ -86,6 +86,8 @@ pub enum Name {
     Idle,
     /// A recorded boot is executed again and compared
     Replay,
+    /// The guest switches itself off, restarts, and is taken over in its second life
+    Power,
 }
 
 /// Runs the lab. It fails with a sentence where something is missing; it never skips anything.
@@ -121,6 +123,7 @@ fn play(args: &LabArgs) -> anyhow::Result<()> {
         Name::Wan => wan::play(&order),
         Name::Idle => idle::play(&order),
         Name::Replay => replay::play(&order),
+        Name::Power => power::play(&order),
     };
     let right = played.as_ref().is_ok_and(|report| report.failures().is_empty());
     let kept = match &args.keep {

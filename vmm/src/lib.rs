@@ -25,6 +25,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod ft;
+pub mod hardware;
 #[allow(unsafe_code, reason = "guest memory is handed to KVM as raw addresses")]
 pub mod kvm;
 pub mod machine;

@@ -9,6 +9,7 @@ mod digest;
 mod exit;
 mod paging;
 mod parts;
+mod restart;
 mod room;
 mod user_tsc;
 mod window;
@@ -19,6 +20,7 @@ pub(crate) use parts::Parts;
 pub use room::ReceiveRoom;
 
 use crate::board::Board;
+use crate::boot::linux::SeedPlace;
 use crate::vcpu::{Stop, Vcpu, VcpuError};
 use crate::virtio::mmio::MmioDevice;
 use crate::{boot, kvm, memory};
@@ -29,11 +31,11 @@ use vm_memory::GuestMemoryMmap;
 
 /// Everything a machine is made from; equal on both hosts.
 #[derive(Debug)]
-pub struct MachineSpec<'a> {
+pub struct MachineSpec {
     /// MiB of guest memory.
     pub memory_mib: u64,
     /// What it boots.
-    pub guest: Guest<'a>,
+    pub guest: Guest,
     /// Its command line.
     pub cmdline: String,
     /// Its devices, in the order of their windows.
@@ -41,16 +43,16 @@ pub struct MachineSpec<'a> {
 }
 
 /// What a machine boots.
-#[derive(Clone, Copy, Debug)]
-pub enum Guest<'a> {
+#[derive(Clone, Debug)]
+pub enum Guest {
     /// The micro guest, an ELF file.
-    Micro(&'a [u8]),
+    Micro(&'static [u8]),
     /// Stock Linux: a vmlinux or bzImage, and its initial file system, which may be empty.
     Linux {
         /// The kernel.
-        kernel: &'a [u8],
+        kernel: Arc<[u8]>,
         /// The archive that it unpacks into its first root.
-        initrd: &'a [u8],
+        initrd: Arc<[u8]>,
     },
 }
 
@@ -80,6 +82,28 @@ pub struct Machine {
     pub(crate) parts: Parts,
     hook: Option<user_tsc::Hook>,
     template: [u8; 16],
+    /// What a guest that restarts boots again.
+    guest: Guest,
+}
+
+/// Why a machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Its vCPU cannot.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// It cannot be built anew for a guest that restarts.
+    #[error("The guest restarts, but its machine cannot be built anew")]
+    Restart(#[from] BuildError),
+}
+
+/// A machine before its first instruction, without its devices.
+struct PoweredUp {
+    vcpu: Vcpu,
+    vm: VmFd,
+    board: Board,
+    seed: Option<SeedPlace>,
+    template: [u8; 16],
 }
 
 impl Machine {
@@ -87,50 +111,30 @@ impl Machine {
     ///
     /// # Errors
     /// When the host has no memory or KVM for it, or the guest image is bad.
-    pub fn build(spec: MachineSpec<'_>) -> Result<Self, BuildError> {
+    pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
-        let kvm = kvm::open()?;
-        let vm = kvm::create_vm(&kvm, &memory)?;
-        let template = kvm::CpuTemplate::of_host(&kvm)?;
-        let vcpu = kvm::create_vcpu(&vm, &template)?;
-        let (board, seed) = match spec.guest {
-            Guest::Micro(image) => {
-                boot::flat::load(&memory, &vcpu, image)?;
-                (Board::micro(), None)
-            }
-            Guest::Linux { kernel, initrd } => {
-                kvm::filter_clocks(&vm)?;
-                let boot = boot::linux::Boot {
-                    kernel,
-                    initrd,
-                    cmdline: &spec.cmdline,
-                    devices: spec.devices.len(),
-                };
-                (Board::pc(), Some(boot.load(&memory, &vcpu)?))
-            }
-        };
-        let mut vcpu = Vcpu::new(vcpu);
-        if seed.is_some() {
-            vcpu.show_registers();
-        }
+        let up = PoweredUp::new(&spec.guest, &memory, &spec.cmdline, spec.devices.len())?;
         let parts = Parts {
             memory,
-            board,
+            board: up.board,
             devices: spec.devices,
             time: GuestTime::ZERO,
             position: Position::ZERO,
             cmdline: spec.cmdline,
             memory_bytes: spec.memory_mib << 20,
-            seed,
+            seed: up.seed,
+            randomness: [0; 32],
+            restarts: false,
             call: None,
             exit: Exit::default(),
         };
         Ok(Self {
-            vcpu,
-            _vm: vm,
+            vcpu: up.vcpu,
+            _vm: up.vm,
             parts,
             hook: None,
-            template: template.digest(),
+            template: up.template,
+            guest: spec.guest,
         })
     }
 
@@ -138,7 +142,10 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM cannot run the guest.
-    pub fn step(&mut self) -> Result<Exit, VcpuError> {
+    pub fn step(&mut self) -> Result<Exit, StepError> {
+        if self.parts.restarts {
+            return Ok(self.restart()?);
+        }
         let stop = match self.parts.board {
             Board::Micro(_) => self.vcpu.run(&mut self.parts)?,
             Board::Pc(_) => self.run_interrupted()?,
@@ -197,5 +204,47 @@ impl Machine {
     /// What the guest printed since the last call.
     pub fn take_console(&mut self) -> Vec<u8> {
         self.parts.board.take_console()
+    }
+}
+
+impl PoweredUp {
+    /// Everything that a guest needs to start in `memory`, which is empty.
+    fn new(
+        guest: &Guest,
+        memory: &GuestMemoryMmap,
+        cmdline: &str,
+        devices: usize,
+    ) -> Result<Self, BuildError> {
+        let kvm = kvm::open()?;
+        let vm = kvm::create_vm(&kvm, memory)?;
+        let template = kvm::CpuTemplate::of_host(&kvm)?;
+        let vcpu = kvm::create_vcpu(&vm, &template)?;
+        let (board, seed) = match guest {
+            Guest::Micro(image) => {
+                boot::flat::load(memory, &vcpu, image)?;
+                (Board::micro(), None)
+            }
+            Guest::Linux { kernel, initrd } => {
+                kvm::filter_clocks(&vm)?;
+                let boot = boot::linux::Boot {
+                    kernel,
+                    initrd,
+                    cmdline,
+                    devices,
+                };
+                (Board::pc(), Some(boot.load(memory, &vcpu)?))
+            }
+        };
+        let mut vcpu = Vcpu::new(vcpu);
+        if seed.is_some() {
+            vcpu.show_registers();
+        }
+        Ok(Self {
+            vcpu,
+            vm,
+            board,
+            seed,
+            template: template.digest(),
+        })
     }
 }

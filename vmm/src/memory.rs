@@ -1,10 +1,12 @@
 //! Guest memory: one sealed memfd, mapped here and shared with the device processes.
 //! The machine builder makes it; the vhost-user front-end passes its file on. Nothing here knows what lies in it.
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use std::fs::File;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// The largest guest that fits below the device window without a second region.
 pub const MEMORY_MIB_MAX: u64 = 3072;
@@ -21,6 +23,9 @@ pub enum MemoryError {
         #[source]
         source: rustix::io::Errno,
     },
+    /// The kernel did not take pages back.
+    #[error("Cannot empty the guest's memory")]
+    Clear(#[source] rustix::io::Errno),
     /// The file could not be mapped.
     #[error("Cannot map the guest's {mib} MiB; free memory or lower memory_mib")]
     Map {
@@ -30,6 +35,19 @@ pub enum MemoryError {
         #[source]
         source: FromRangesError,
     },
+}
+
+/// Empties guest memory: it reads as zeros again, here and in device processes.
+///
+/// # Errors
+/// When the kernel does not take the pages back.
+pub fn clear(memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        let place = region.file_offset().expect("guest memory is made of files");
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(place.file(), hole, place.start(), region.len()).map_err(MemoryError::Clear)?;
+    }
+    Ok(())
 }
 
 /// Makes `mib` MiB of zeroed guest memory starting at guest address 0.
@@ -47,4 +65,28 @@ pub fn create(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     let size = usize::try_from(bytes).expect("this crate is for 64-bit hosts");
     let range = (GuestAddress(0), size, Some(FileOffset::new(File::from(memfd), 0)));
     GuestMemoryMmap::from_ranges_with_files([range]).map_err(|source| MemoryError::Map { mib, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_that_was_cleared_reads_as_zeros_everywhere_it_is_shared() {
+        let memory = create(2).unwrap();
+        memory.write_obj(7_u64, GuestAddress(0x1_2345)).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap().arc().clone();
+        let other = GuestMemoryMmap::<()>::from_ranges_with_files([(
+            GuestAddress(0),
+            2 << 20,
+            Some(FileOffset::from_arc(file, 0)),
+        )])
+        .unwrap();
+        assert_eq!(other.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 7);
+        clear(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 0);
+        assert_eq!(other.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 0);
+    }
 }

@@ -17,6 +17,7 @@ use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
+use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 use crate::machine::{End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor};
 use crate::spawn::{self, DeviceProcess};
@@ -97,6 +98,9 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context("Cannot ask the kernel to end this process with its parent")?;
     }
+    if matches!(options.config.vm.guest, Guest::Linux { .. }) && Hardware::of_host() == Hardware::Software {
+        bail!("{NO_STOCK_KERNELS}. {NO_STOCK_KERNELS_REMEDY}");
+    }
     let (mut host, ports) = prepare(options)?;
     let ended = match (options.role, options.alone) {
         (StartRole::Primary, true) => live::start_alone(&mut host, ports),
@@ -105,9 +109,6 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
     }?;
     match ended {
         Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
-        Ended::Guest(End::Reset) => {
-            anyhow::bail!("The guest restarted; Lockstep ends here, start both nodes again")
-        }
         Ended::Guest(End::Halt) => {
             anyhow::bail!("The guest halted with interrupts off; nothing will ever wake it")
         }
@@ -118,6 +119,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
 
 fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
+    let image = image::Image::load(&config.vm.guest)?;
     let node = config.node(&options.node)?.clone();
     let peer = config.peer_of(&options.node)?.clone();
     let shown_peer = (!options.alone).then(|| (peer.name.to_string(), peer.address.to_string()));
@@ -146,7 +148,6 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
             .map(|(process, port)| probe(process, port))
             .collect(),
     );
-    let image = image::Image::load(&config.vm.guest)?;
     let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
     let machine = Machine::build(MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),

@@ -105,7 +105,7 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
     let vm = match guest {
         Guest::Micro => format!("guest = \"micro\"\nmemory_mib = 64\ncmdline = \"{cmdline}\"\n"),
         Guest::Debian => format!(
-            "memory_mib = {DEBIAN_MEMORY_MIB}\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
+            "console = \"stdio\"\nmemory_mib = {DEBIAN_MEMORY_MIB}\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
              cmdline = \"{cmdline}\"\n"
         ),
     };

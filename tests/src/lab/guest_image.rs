@@ -66,7 +66,11 @@ sysctl -w vm.overcommit_memory=1 > /dev/null
 say up now
 redis-server {redis} --bind 0.0.0.0 --port 6379 --dir /disk/{DATA} > /dev/console 2>&1
 say redis ended $?
-umount /disk; poweroff -f
+umount /disk
+# Whoever wants another life types so beforehand.
+read -t 1 wanted
+[ "$wanted" = {AGAIN} ] && reboot -f
+poweroff -f
 "#
     )
 }
@@ -89,6 +93,8 @@ fn static_work() -> String {
 
 /// A word of the command line that makes the guest do its static work.
 pub const STATIC_WORD: &str = "lab.static";
+/// What is typed at the guest's console so that it restarts, instead of switching itself off, when its server ends.
+pub const AGAIN: &str = "again";
 /// Where the guest then listens for bytes, which it sends back to the same port of the outside.
 pub const STATIC_PORT: u16 = 7000;
 

@@ -3,6 +3,7 @@
 pub mod cut;
 pub mod failover;
 pub mod idle;
+pub mod power;
 pub mod replay;
 pub mod wan;
 

@@ -207,12 +207,39 @@ impl World {
         words
     }
 
+    /// Types at the guest's console on a node.
+    pub fn type_at(&self, node: Node, line: &str) -> anyhow::Result<()> {
+        self.host(node).run(&format!("echo '{line}' > {TYPED}")).map(drop)
+    }
+
+    /// What a host's own clock says, since 1970.
+    pub fn clock(&self, node: Node) -> anyhow::Result<Duration> {
+        let said = self.host(node).run("adjtimex")?;
+        let number = |name: &str| {
+            let line = said.lines().find(|line| line.contains(name))?;
+            line.split_whitespace().next_back()?.parse().ok()
+        };
+        let (seconds, micros) = number("tv_sec")
+            .zip(number("tv_usec"))
+            .with_context(|| format!("Host {} does not tell the time: {said}", node.name()))?;
+        Ok(Duration::from_secs(seconds) + Duration::from_micros(micros))
+    }
+
+    /// The exit status of a node, once it has ended.
+    pub fn ended(&self, node: Node) -> anyhow::Result<Option<i32>> {
+        let said = self
+            .host(node)
+            .run(&format!("cat {ENDED} 2> /dev/null || true"))?;
+        Ok(said.trim().parse().ok())
+    }
+
     fn start(&self, node: Node, role: &str, config: &str, more: &str) -> anyhow::Result<()> {
         let name = node.name();
         self.host(node)
             .run(&format!(
-                "cd {DIR} && LOCKSTEP_LOG=info setsid lockstep run --config {config} --node {name} --role {role} {more} \
-                 > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
+                "cd {DIR}; rm -f {ENDED} {TYPED}; mkfifo {TYPED}\n\
+                 (LOCKSTEP_LOG=info setsid lockstep run --config {config} --node {name} --role {role} {more} <> {TYPED}; \
+                 echo $? > {ENDED}) > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
             ))
             .map(drop)
     }
@@ -284,6 +311,10 @@ fn start_arbiter(programs: &Path, folder: &Path) -> anyhow::Result<Process> {
     Process::start(&mut command)
 }
 
+/// What is written here on a host is typed at the guest's console.
+const TYPED: &str = "/run/typed";
+/// Where the exit status of `lockstep run` is left on a host.
+const ENDED: &str = "/run/ended";
 /// Where configuration and keys lie on a host.
 const DIR: &str = "/lab";
 const MICRO_DISK_BYTES: u64 = 64 << 20;

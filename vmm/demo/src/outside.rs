@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 pub use crate::bench::measure::Rates;
 use crate::client;
 use crate::client::load::{Judge, Load, Tally};
-use crate::client::resp::Connection;
+use crate::client::resp::{Connection, Reply};
 
 /// Whether the server at `address` answers a PING now.
 pub fn answers(address: SocketAddr) -> anyhow::Result<bool> {
@@ -38,6 +38,29 @@ pub fn shut_down(address: SocketAddr) -> anyhow::Result<()> {
             Err(_) => bail!("The guest does not shut down"),
         }
     })
+}
+
+/// What a redis-server takes the time to be, since 1970.
+pub fn time(address: SocketAddr) -> anyhow::Result<Duration> {
+    let reply = block_on(async {
+        let asked = async {
+            let mut connection = Connection::open(address).await?;
+            connection.ask(&[vec![b"TIME".to_vec()]]).await?;
+            connection.reply().await
+        };
+        let answered = tokio::time::timeout(SHUT_DOWN_TIME, asked).await;
+        Ok(answered.context("The guest does not tell the time")??)
+    })?;
+    let number = |reply: &Reply| match reply {
+        Reply::Bulk(Some(text)) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
+        _ => None,
+    };
+    match &reply {
+        Reply::Array(parts) if parts.len() == 2 => number(&parts[0]).zip(number(&parts[1])),
+        _ => None,
+    }
+    .map(|(seconds, micros)| Duration::from_secs(seconds) + Duration::from_micros(micros))
+    .with_context(|| format!("The guest answered {reply:?} when asked for the time"))
 }
 
 /// Measures the server at `address` for about `time` in all, with `connections` for the throughput parts.

@@ -19,7 +19,8 @@ use lockstep_vmm::machine::{Guest, Machine, MachineSpec};
 use lockstep_vmm::virtio::mmio::MmioDevice;
 use log::MemoryLog;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Record a run of stock Linux, replay it, compare
 #[derive(Debug, Parser)]
@@ -53,8 +54,8 @@ fn main() -> anyhow::Result<()> {
         .collect::<Result<Vec<_>, _>>()?;
     let [first, second] = [(); 2].map(|()| ports.iter().map(DevicePort::window).collect());
     let parts = Parts {
-        kernel: std::fs::read(&args.kernel).context("Cannot read the kernel")?,
-        initrd: std::fs::read(&args.initrd).context("Cannot read the initial file system")?,
+        kernel: read(&args.kernel)?.into(),
+        initrd: read(&args.initrd)?.into(),
         args,
     };
 
@@ -76,10 +77,14 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))
+}
+
 /// What both machines are made from.
 struct Parts {
-    kernel: Vec<u8>,
-    initrd: Vec<u8>,
+    kernel: Arc<[u8]>,
+    initrd: Arc<[u8]>,
     args: Args,
 }
 
@@ -88,8 +93,8 @@ impl Parts {
         Machine::build(MachineSpec {
             memory_mib: self.args.memory_mib,
             guest: Guest::Linux {
-                kernel: &self.kernel,
-                initrd: &self.initrd,
+                kernel: Arc::clone(&self.kernel),
+                initrd: Arc::clone(&self.initrd),
             },
             cmdline: self.args.cmdline.clone(),
             devices,

@@ -67,7 +67,8 @@ impl Machine {
 }
 
 impl Parts {
-    fn power_on(&mut self, seed: [u8; 32]) {
+    pub(crate) fn power_on(&mut self, seed: [u8; 32]) {
+        self.randomness = seed;
         match (&self.board, self.seed) {
             (Board::Pc(_), Some(place)) => place.write(&self.memory, seed),
             _ => {

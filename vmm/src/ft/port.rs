@@ -213,8 +213,9 @@ impl DevicePort {
 /// Passes on what the guest's drivers did to their devices in the exit, once.
 pub(super) fn follow_driver(ports: &mut [DevicePort], machine: &Machine, exit: &mut Exit) {
     let (ready, reset) = (exit.ready.take(), exit.reset.take());
+    let restarted = std::mem::take(&mut exit.restarted);
     for port in ports {
-        if reset == Some(port.id) {
+        if restarted || reset == Some(port.id) {
             port.deactivate();
         }
         if ready == Some(port.id) {

@@ -12,6 +12,8 @@ pub struct Exit {
     pub ready: Option<DeviceId>,
     /// A device that its driver reset.
     pub reset: Option<DeviceId>,
+    /// The guest restarted: all its devices are reset.
+    pub restarted: bool,
     /// It idles, at most so long.
     pub idle: Option<IdleLimit>,
     /// It is over.
@@ -38,8 +40,6 @@ pub struct IdleLimit(pub Option<Duration>);
 pub enum End {
     /// The guest switched itself off.
     PowerOff,
-    /// The guest wants to start anew.
-    Reset,
     /// The guest reported its own panic.
     Panic,
     /// The guest halted with interrupts off: nothing will ever wake it.

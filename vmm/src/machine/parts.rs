@@ -25,6 +25,10 @@ pub(crate) struct Parts {
     pub(crate) memory_bytes: u64,
     /// Where stock Linux finds its first randomness; the micro guest has a boot page instead.
     pub(crate) seed: Option<SeedPlace>,
+    /// What the guest's randomness began with.
+    pub(crate) randomness: [u8; 32],
+    /// The guest asked for a new life, which did not begin yet.
+    pub(super) restarts: bool,
     /// An instruction that we put into the guest's kernel called (`user_tsc.rs`).
     pub(super) call: Option<Call>,
     pub(super) exit: Exit,
@@ -86,7 +90,7 @@ impl Bus for Parts {
             PortDeed::Idle(limit) => self.exit.idle = Some(IdleLimit(limit)),
             PortDeed::PowerOff => self.exit.end = Some(End::PowerOff),
             PortDeed::Call(call) => self.call = Some(call),
-            PortDeed::Reset => self.exit.end = Some(End::Reset),
+            PortDeed::Reset => self.restarts = true,
             PortDeed::Panic => self.exit.end = Some(End::Panic),
         }
     }

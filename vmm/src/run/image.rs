@@ -4,13 +4,14 @@ use crate::config;
 use crate::machine::Guest;
 use anyhow::Context;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What the guest boots.
 pub(super) enum Image {
     /// The embedded micro guest.
     Micro,
     /// Stock Linux.
-    Linux { kernel: Vec<u8>, initrd: Vec<u8> },
+    Linux { kernel: Arc<[u8]>, initrd: Arc<[u8]> },
 }
 
 impl Image {
@@ -21,17 +22,25 @@ impl Image {
         Ok(match guest {
             config::Guest::Micro => Self::Micro,
             config::Guest::Linux { kernel, initrd } => Self::Linux {
-                kernel: read(kernel)?,
-                initrd: initrd.as_deref().map(read).transpose()?.unwrap_or_default(),
+                kernel: read(kernel)?.into(),
+                initrd: initrd
+                    .as_deref()
+                    .map(read)
+                    .transpose()?
+                    .unwrap_or_default()
+                    .into(),
             },
         })
     }
 
     /// As the machine builder takes it.
-    pub(super) fn guest(&self) -> Guest<'_> {
+    pub(super) fn guest(&self) -> Guest {
         match self {
             Self::Micro => Guest::Micro(super::MICRO_GUEST),
-            Self::Linux { kernel, initrd } => Guest::Linux { kernel, initrd },
+            Self::Linux { kernel, initrd } => Guest::Linux {
+                kernel: Arc::clone(kernel),
+                initrd: Arc::clone(initrd),
+            },
         }
     }
 
@@ -40,7 +49,7 @@ impl Image {
         let mut hasher = blake3::Hasher::new();
         let (first, second) = match self {
             Self::Micro => (super::MICRO_GUEST, [].as_slice()),
-            Self::Linux { kernel, initrd } => (kernel.as_slice(), initrd.as_slice()),
+            Self::Linux { kernel, initrd } => (&**kernel, &**initrd),
         };
         hasher
             .update(&(first.len() as u64).to_le_bytes())

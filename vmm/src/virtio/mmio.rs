@@ -107,6 +107,12 @@ impl MmioDevice {
         }
     }
 
+    /// As after power-on.
+    pub fn reset(&mut self) {
+        let space = std::mem::take(&mut self.config_space);
+        *self = Self::new(self.id, self.kind, self.offered, space);
+    }
+
     /// Which device this is in records.
     #[must_use]
     pub fn id(&self) -> DeviceId {
@@ -235,8 +241,7 @@ impl MmioDevice {
 
     fn set_status(&mut self, value: u32) -> MmioDeed {
         if value == 0 {
-            let space = std::mem::take(&mut self.config_space);
-            *self = Self::new(self.id, self.kind, self.offered, space);
+            self.reset();
             return MmioDeed::Reset;
         }
         let features_ok =

@@ -1,12 +1,12 @@
 //! What `lockstep check` says about KVM: whether it can be opened, has what the VMM needs, and can run more than the
 //! micro guest. It makes no VM.
 
-use std::fs;
 use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Line;
+use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 
 pub(super) fn check() -> Vec<Line> {
     if !Path::new(KVM).exists() {
@@ -61,33 +61,17 @@ fn capabilities(kvm: &Kvm) -> Line {
 /// Whether the processor itself runs the guest's kernel code: without that, only guests that stay in ring 3 work.
 fn stock_kernels() -> Line {
     const NAME: &str = "stock kernels";
-    let loaded = ["kvm_intel", "kvm_amd"]
-        .into_iter()
-        .find(|name| Path::new("/sys/module").join(name).exists());
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flag = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("flags"))
-        .and_then(|flags| {
-            flags
-                .split_whitespace()
-                .find(|flag| matches!(*flag, "vmx" | "svm"))
-        });
-    match (loaded, flag) {
-        (Some(module), _) => Line::ok(
+    match Hardware::of_host() {
+        Hardware::Module(module) => Line::ok(
             NAME,
             format!("{module} runs on hardware, so unmodified kernels can run"),
         ),
-        (None, Some(flag)) => Line::note(
+        Hardware::Unknown(flag) => Line::note(
             NAME,
             format!("Unknown: the processor has {flag}, but no KVM module for it is seen"),
             "None needed for the micro guest",
         ),
-        (None, None) => Line::note(
-            NAME,
-            "No: this KVM works in software (the processor shows neither vmx nor svm)",
-            "Use a host with hardware virtualization; the micro guest runs here all the same",
-        ),
+        Hardware::Software => Line::note(NAME, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY),
     }
 }
 

@@ -11,7 +11,8 @@ use lockstep_arbiter::register::VmName;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 
 use super::{Line, sentence};
-use crate::config::{Arbiter, Config, Node};
+use crate::config::{Arbiter, Config, Guest, Node};
+use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 
 pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
     let mut lines = vec![
@@ -30,11 +31,37 @@ pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
     if let Some(disk) = node.disk.as_deref().filter(|_| node.blk_process.is_none()) {
         lines.push(self::disk(disk));
     }
+    lines.extend(images(&config.vm.guest));
     if let Arbiter::Quic { certificate, .. } = &config.arbiter {
         lines.push(pinned("arbiter's certificate", certificate));
     }
     lines.push(arbiter(config, node));
     lines
+}
+
+/// What a Linux guest boots.
+fn images(guest: &Guest) -> Vec<Line> {
+    let Guest::Linux { kernel, initrd } = guest else {
+        return Vec::new();
+    };
+    let mut lines = vec![image("kernel", kernel)];
+    lines.extend(initrd.as_deref().map(|initrd| image("initrd", initrd)));
+    if Hardware::of_host() == Hardware::Software {
+        lines.push(Line::fail("guest", NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY));
+    }
+    lines
+}
+
+fn image(name: &str, path: &Path) -> Line {
+    match fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(meta) if meta.is_file() => Line::ok(name, format!("{}, {} KiB", path.display(), meta.len() >> 10)),
+        Ok(_) => Line::fail(name, format!("{} is no file", path.display()), "Name a file"),
+        Err(error) => Line::fail(
+            name,
+            format!("{} cannot be read: {error}", path.display()),
+            "Copy it here from the guest's disk; it must be the same on both hosts",
+        ),
+    }
 }
 
 fn own_key(node: &Node) -> Line {
