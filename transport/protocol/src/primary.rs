@@ -123,6 +123,16 @@ impl Primary {
         self.window.append((self.outgoing.len() - before) as u64)
     }
 
+    /// Appends what enters in one window, the last record closing it if `closes`, and gives the offset before the
+    /// first.
+    pub fn append_window(&mut self, position: Position, closes: bool, inputs: &[Input<&[u8]>]) -> LogOffset {
+        let start = self.end();
+        for (nth, input) in (1..).zip(inputs) {
+            self.append(position, closes && nth == inputs.len(), input.borrowed());
+        }
+        start
+    }
+
     /// How many bytes of the log wait to be polled.
     pub fn unsent_bytes(&self) -> usize {
         self.outgoing.len()

@@ -184,10 +184,7 @@ impl PairSink {
             }
         }
         let mut primary = self.link.lock();
-        let start = primary.end();
-        for (nth, input) in (1..).zip(inputs) {
-            primary.append(position, closes && nth == inputs.len(), input.borrowed());
-        }
+        let start = primary.append_window(position, closes, inputs);
         let pause = primary.slowdown();
         let much = primary.unsent_bytes() >= SEND_AT;
         drop(primary);

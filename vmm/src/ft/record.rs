@@ -15,6 +15,7 @@ use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::stop::Stop;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
+use lockstep_protocol::window;
 use std::time::Duration;
 
 /// A guest that makes exits without idling sees its clock move at least this often.
@@ -144,7 +145,7 @@ impl Recorder {
                 if mark || deadline.is_none() {
                     self.sink.flush();
                 }
-                self.order(exit.kick.take(), start.next());
+                self.order(exit.kick.take(), window::needs(start));
                 self.lateness.closed(self.clock.now());
                 return Ok(());
             }
@@ -191,7 +192,7 @@ impl Recorder {
         Some(GuestTime::new(self.clock.now().get().saturating_add(nanos)))
     }
 
-    /// Logs and injects the batch. The mark comes first, so that an output waits for this very position and no more.
+    /// Logs and injects the batch.
     fn enter_batch(
         &mut self,
         machine: &mut Machine,
@@ -202,11 +203,7 @@ impl Recorder {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let first = mark
-            .then_some(Input::Mark)
-            .into_iter()
-            .chain(tick.map(|time| Input::Tick { time }));
-        let inputs: Vec<_> = first.chain(batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
         let entered = self.enter(machine, &inputs);
         drop(inputs);
         self.batch = batch;

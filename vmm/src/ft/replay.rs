@@ -1,15 +1,16 @@
 //! The window of a backup's machine: the records of this position enter, nothing else does.
 //!
-//! The run loop of a backup calls [`Replayer::window`] after every exit. A backup never runs past a window that the
-//! primary has not closed: until then a record for it may still come. It orders nothing from device processes and
-//! reads no clock.
+//! The run loop of a backup calls [`Replayer::window`] after every exit. Which record enters when, and that a backup never
+//! runs past a window that the primary has not closed, is decided by the protocol's [`Follower`]. It orders nothing from
+//! device processes and reads no clock.
 
 use super::inject::InjectError;
 use super::port::{DevicePort, follow_driver};
 use crate::machine::{Exit, Machine};
 use bytes::Bytes;
 use lockstep_protocol::ids::Position;
-use lockstep_protocol::record::{Input, Record};
+use lockstep_protocol::record::Record;
+use lockstep_protocol::replay::{Admitted, Follower, Misplaced};
 
 /// Where the records of a backup come from.
 pub trait LogSource: Send {
@@ -32,14 +33,9 @@ pub enum Replayed {
 /// Why the replay cannot go on: this machine is no longer the primary's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
-    /// A record is for a position that this machine has passed.
-    #[error("The machine is at position {at}, but the log has a record for {record}")]
-    Passed {
-        /// Where the machine is.
-        at: Position,
-        /// Where the record belongs.
-        record: Position,
-    },
+    /// A record belongs elsewhere.
+    #[error(transparent)]
+    Misplaced(#[from] Misplaced),
     /// A record does not fit.
     #[error("At position {at} a record does not fit the machine")]
     Misfit {
@@ -49,16 +45,13 @@ pub enum Diverged {
         #[source]
         source: InjectError,
     },
-    /// The primary's guest kicked a queue or ended here, ours did not.
-    #[error("At position {0} the primary's guest called for an output, this one did not")]
-    NoOutput(Position),
 }
 
 /// Injects the log into a backup's machine.
 pub struct Replayer {
     source: Box<dyn LogSource>,
     ports: Vec<DevicePort>,
-    ahead: Option<Record<Bytes>>,
+    follower: Follower,
 }
 
 impl Replayer {
@@ -68,7 +61,7 @@ impl Replayer {
         Self {
             source,
             ports,
-            ahead: None,
+            follower: Follower::new(),
         }
     }
 
@@ -91,37 +84,28 @@ impl Replayer {
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, Diverged> {
         follow_driver(&mut self.ports, machine, exit);
         let at = machine.position();
+        let called = exit.kick.is_some() || exit.end.is_some();
         loop {
-            let Some(record) = self.ahead.take().or_else(|| self.source.next()) else {
+            let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
             };
-            if record.position > at {
-                self.ahead = Some(record);
-                return Ok(Replayed::Closed);
-            }
-            check(&record, at, exit)?;
-            let input = record.input.borrowed();
-            machine
-                .inject(&input)
-                .map_err(|source| Diverged::Misfit { at, source })?;
-            self.source.executed(at);
-            if record.closes {
-                return Ok(Replayed::Closed);
+            match self.follower.handle_record(record, at, called)? {
+                Admitted::Later => return Ok(Replayed::Closed),
+                Admitted::Enters(record) => self.enter(machine, &record)?,
+                Admitted::EntersLast(record) => {
+                    self.enter(machine, &record)?;
+                    return Ok(Replayed::Closed);
+                }
             }
         }
     }
-}
 
-fn check(record: &Record<Bytes>, at: Position, exit: &Exit) -> Result<(), Diverged> {
-    if record.position < at {
-        return Err(Diverged::Passed {
-            at,
-            record: record.position,
-        });
+    fn enter(&mut self, machine: &mut Machine, record: &Record<Bytes>) -> Result<(), Diverged> {
+        let at = machine.position();
+        machine
+            .inject(&record.input.borrowed())
+            .map_err(|source| Diverged::Misfit { at, source })?;
+        self.source.executed(at);
+        Ok(())
     }
-    let marked = matches!(record.input, Input::Mark);
-    if marked && exit.kick.is_none() && exit.end.is_none() {
-        return Err(Diverged::NoOutput(at));
-    }
-    Ok(())
 }
