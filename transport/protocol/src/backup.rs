@@ -15,7 +15,7 @@ use crate::takeover::Takeover;
 use crate::time::Instant;
 
 /// The backup of a term.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backup {
     term: Term,
     timing: Timing,
@@ -182,7 +182,7 @@ impl Backup {
 }
 
 /// Records that were received and not yet handed to the VM.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Backlog {
     records: VecDeque<Record>,
     bytes: usize,

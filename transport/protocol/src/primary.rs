@@ -58,7 +58,7 @@ pub enum HeartbeatFault {
 }
 
 /// The primary of a term, as long as it has a backup.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Primary {
     term: Term,
     timing: Timing,
