@@ -10,3 +10,4 @@ pub mod pair;
 pub mod programs;
 pub mod qemu;
 pub mod seeds;
+pub mod sim;

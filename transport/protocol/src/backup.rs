@@ -165,6 +165,11 @@ impl Backup {
         self.log.log_bytes
     }
 
+    /// How much of the log waits in memory for the VM: records, and bytes of memory.
+    pub fn backlog(&self) -> (usize, usize) {
+        (self.log.records.len(), self.log.bytes)
+    }
+
     /// Where our VM was when it said so last.
     pub fn position(&self) -> Position {
         self.position

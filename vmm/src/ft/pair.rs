@@ -179,7 +179,8 @@ impl PairSink {
         loop {
             match self.link.wait_room(STOP_LOOK) {
                 Room::Open => break,
-                Room::Full => {}
+                // A window smaller than `SEND_AT` may be full of what nobody was told to send.
+                Room::Full => self.flush(),
                 Room::Lost(_) => return Err(NobodyToLogFor),
             }
         }

@@ -1,0 +1,50 @@
+//! The suite `sim`: the protocol's own machines in a simulated world with virtual time, through more bad days than any
+//! deployment will see, watched by an oracle.
+//!
+//! Read in this order: `world` (what happens), `plan` (what a seed means), `process` (what a host does; each file says
+//! which production file it stands for), `oracle` and `inspect` (what must not happen). The machines, the output rule,
+//! the windows of recorder and replayer, the register and the arbiter's file store are the production code, unchanged;
+//! threads, sockets, KVM and device processes are stood for.
+
+mod agenda;
+mod arbiter;
+pub mod campaign;
+mod chain;
+mod clock;
+mod device;
+mod dice;
+mod disk;
+mod env;
+mod faults;
+mod guest;
+mod host;
+mod inspect;
+mod operator;
+mod oracle;
+mod outside;
+mod plan;
+mod platter;
+mod process;
+mod stale;
+mod story;
+pub mod suite;
+mod wires;
+mod world;
+
+pub use oracle::Violation;
+pub use world::Outcome;
+
+use story::Story;
+use world::World;
+
+/// Runs the world of a seed.
+#[must_use]
+pub fn run(seed: u64) -> Outcome {
+    World::new(seed, Story::default()).run()
+}
+
+/// Runs the world of a seed and tells its story.
+#[must_use]
+pub fn tell(seed: u64) -> Outcome {
+    World::new(seed, Story::told()).run()
+}
