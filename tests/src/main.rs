@@ -75,7 +75,9 @@ fn main() -> ExitCode {
         Task::Lab(args) => lab::run(&args),
         Task::Seeds { runs, json } => seeds::run(runs, json),
         Task::Sim { tell: Some(seed), .. } => sim::suite::tell(seed),
-        Task::Sim { seeds, from, json, .. } => sim::suite::run(from, seeds, json),
+        Task::Sim {
+            seeds, from, json, ..
+        } => sim::suite::run(from, seeds, json),
         Task::KillPoints { points, seed, json } => kill_points::run(points, seed, json),
     };
     match done {

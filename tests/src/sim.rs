@@ -31,7 +31,7 @@ pub mod suite;
 mod wires;
 mod world;
 
-pub use oracle::Violation;
+pub use oracle::{Tally, Violation};
 pub use world::Outcome;
 
 use story::Story;

@@ -172,8 +172,6 @@ impl Agenda {
 
     /// What happens next, and when.
     pub(crate) fn next(&mut self) -> Option<(Moment, Event)> {
-        self.entries
-            .pop()
-            .map(|Reverse(entry)| (entry.at, entry.event))
+        self.entries.pop().map(|Reverse(entry)| (entry.at, entry.event))
     }
 }

@@ -99,12 +99,7 @@ impl Arbiter {
 
     /// Something will go wrong in one of its next steps.
     pub(crate) fn set_mishap(&mut self, dice: &mut Dice) {
-        let mishap = dice.pick(&[
-            Mishap::Fails,
-            Mishap::LosesItsReply,
-            Mishap::Tears,
-            Mishap::Dies,
-        ]);
+        let mishap = dice.pick(&[Mishap::Fails, Mishap::LosesItsReply, Mishap::Tears, Mishap::Dies]);
         self.disk.set_mishap(Some((dice.below(STEPS_MAX), mishap)));
     }
 

@@ -3,13 +3,14 @@
 //! Called by `cargo xtask sim`, by the tests and by the mutation check. It judges nothing.
 
 use std::num::NonZero;
+use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use super::Violation;
+use super::{Outcome, Tally, Violation};
 
 /// What came of many seeds.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Findings {
     pub simulated_hours: f64,
     /// How many things happened in them.
     pub events: u64,
+    /// What they were.
+    pub tally: Tally,
     /// How long it took.
     pub wall_s: f64,
 }
@@ -82,14 +85,33 @@ fn portion(from: u64, seeds: u64) -> Findings {
         ..Findings::default()
     };
     for seed in from..from + seeds {
-        let outcome = super::run(seed);
+        let outcome = run_one(seed);
         findings.simulated_hours += outcome.simulated_ns as f64 / NANOS_PER_HOUR;
         findings.events += outcome.events;
+        findings.tally.add(&outcome.tally);
         findings
             .violations
             .extend(outcome.violation.map(|violation| (seed, violation)));
     }
     findings
+}
+
+/// A machine that finds itself wrong panics: what only we ourselves could have got wrong is an assertion.
+fn run_one(seed: u64) -> Outcome {
+    catch_unwind(|| super::run(seed)).unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        Outcome {
+            violation: Some(Violation {
+                invariant: "assertion",
+                sentence: said.unwrap_or("it panicked").to_owned(),
+                at_ns: 0,
+            }),
+            ..Outcome::default()
+        }
+    })
 }
 
 impl Findings {
@@ -98,5 +120,6 @@ impl Findings {
         self.violations.extend(part.violations);
         self.simulated_hours += part.simulated_hours;
         self.events += part.events;
+        self.tally.add(&part.tally);
     }
 }

@@ -59,7 +59,10 @@ pub(crate) struct HostClock {
 impl HostClock {
     /// A clock that showed `begin` at the beginning and gains `drift` of 65536.
     pub(crate) fn new(begin: u64, drift: i64) -> Self {
-        assert!(drift.abs() <= DRIFT_MAX, "a clock drifts within its documented limits");
+        assert!(
+            drift.abs() <= DRIFT_MAX,
+            "a clock drifts within its documented limits"
+        );
         Self { begin, drift }
     }
 

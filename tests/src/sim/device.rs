@@ -169,7 +169,7 @@ fn depart(env: &mut Env, desk: &Desk, gate: &Gate, made: Made, chain: Option<&Ch
     if let Some((state, chain)) = shown
         && let Err(sentence) = env.oracle.history.shows(chain, state, made.is_told_kept())
     {
-        env.accuse("I4", desk.host, sentence);
+        env.accuse("I4", desk.host, &sentence);
     }
     let departs = Departure { desk: *desk, made };
     env.agenda

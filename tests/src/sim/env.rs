@@ -99,7 +99,7 @@ impl Env {
     }
 
     /// Something is wrong with what a host does.
-    pub(crate) fn accuse(&mut self, invariant: &'static str, host: usize, sentence: String) {
+    pub(crate) fn accuse(&mut self, invariant: &'static str, host: usize, sentence: &dyn fmt::Display) {
         self.oracle
             .accuse(self.now, invariant, format!("Host {}: {sentence}", NAMES[host]));
     }

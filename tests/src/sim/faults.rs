@@ -23,6 +23,7 @@ impl World {
         let env = &mut self.env;
         let host = env.dice.below(HOSTS as u64) as usize;
         let until = env.now.later(env.dice.scaled(env.plan.fault));
+        env.oracle.tally.faults += 1;
         env.story
             .tell(env.now, &"fault", || format!("{kind:?} at host {host}"));
         match kind {
@@ -79,8 +80,8 @@ impl World {
             let desk = process.desk;
             let why = lockstep_protocol::session::PeerLost::Disconnected("it broke".into());
             match &mut process.pair {
-                Pair::Primary(end) if end.lost.is_none() => end.lose(env, &desk, why),
-                Pair::Backup(end) => end.lose(env, &desk, why),
+                Pair::Primary(end) if end.lost.is_none() => end.lose(env, &desk, &why),
+                Pair::Backup(end) => end.lose(env, &desk, &why),
                 _ => {}
             }
             env.ring(host, desk.boot, Actor::Vcpu);
@@ -115,7 +116,8 @@ impl World {
     /// From here on nothing new goes wrong, and what is broken is mended.
     pub(super) fn calm_down(&mut self) {
         let env = &mut self.env;
-        env.story.tell(env.now, &"world", || "nothing goes wrong any more".into());
+        env.story
+            .tell(env.now, &"world", || "nothing goes wrong any more".into());
         self.calm = Some(env.now);
         env.plan.losses = 0;
         env.slow_until = env.now;

@@ -167,10 +167,16 @@ impl Guest {
             };
         }
         let waits_for_disk = self.asked.front().is_some_and(|asked| asked.is_kept());
-        match self.asked.pop_front_if(|_| !waits_for_disk || self.keeping.len() < DISK_QUEUE) {
+        match self
+            .asked
+            .pop_front_if(|_| !waits_for_disk || self.keeping.len() < DISK_QUEUE)
+        {
             Some(asked) => self.answer(&asked),
             None => {
-                let limit = self.noise.chance(300).then(|| 1_000_000 + self.noise.below(20_000_000));
+                let limit = self
+                    .noise
+                    .chance(300)
+                    .then(|| 1_000_000 + self.noise.below(20_000_000));
                 Exit {
                     idle: Some(limit),
                     ..Exit::default()

@@ -66,7 +66,9 @@ impl Host {
 
     /// The process of that start, if it is still there.
     pub(crate) fn process_of(&mut self, boot: Boot) -> Option<&mut Process> {
-        self.process.as_deref_mut().filter(|process| process.desk.boot == boot)
+        self.process
+            .as_deref_mut()
+            .filter(|process| process.desk.boot == boot)
     }
 
     /// Nothing of this host runs until then.

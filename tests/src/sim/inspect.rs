@@ -37,7 +37,7 @@ fn nobody_else_speaks(env: &mut Env, hosts: &[Host], alone: usize) {
                 "it begins to live alone while host {} may still speak",
                 NAMES[process.desk.host]
             );
-            env.accuse("I7", alone, sentence);
+            env.accuse("I7", alone, &sentence);
         }
     }
 }
@@ -48,28 +48,31 @@ fn acks_are_true(env: &mut Env, hosts: &[Host], process: &Process) {
         return;
     };
     let acked = end.machine.acked();
-    let gate = process.card.shown.gate().acked.max(process.drive.shown.gate().acked);
+    let gate = process
+        .card
+        .shown
+        .gate()
+        .acked
+        .max(process.drive.shown.gate().acked);
     if acked > end.machine.end() || gate > acked {
         let sentence = format!(
             "acked is {acked}, its gates say {gate}, and its log ends at {}",
             end.machine.end()
         );
-        env.accuse("I1", process.desk.host, sentence);
+        env.accuse("I1", process.desk.host, &sentence);
     }
     if let Some(held) = held_elsewhere(hosts, end.conn)
         && acked > held
     {
         let sentence = format!("acked is {acked}, but its backup received only {held}");
-        env.accuse("I1", process.desk.host, sentence);
+        env.accuse("I1", process.desk.host, &sentence);
     }
 }
 
 /// How much of the log of a session its backup holds, if it still has it.
 fn held_elsewhere(hosts: &[Host], session: ConnId) -> Option<LogOffset> {
     let processes = hosts.iter().filter_map(|host| host.process.as_deref());
-    processes
-        .filter_map(|process| process.holds(session))
-        .next()
+    processes.filter_map(|process| process.holds(session)).next()
 }
 
 /// I5: whoever may take over holds every record that an output was made of when it leaves.
@@ -81,7 +84,7 @@ pub(crate) fn explained(env: &mut Env, hosts: &[Host], departure: &Departure) {
             "an output leaves that needs the log up to {}, of which the other host holds {held}",
             made.needs
         );
-        env.accuse("I5", desk.host, sentence);
+        env.accuse("I5", desk.host, &sentence);
     }
 }
 
@@ -102,7 +105,7 @@ fn memory_is_bounded(env: &mut Env, process: &Process) {
         _ => None,
     };
     if let Some(sentence) = over {
-        env.accuse("I8", process.desk.host, sentence);
+        env.accuse("I8", process.desk.host, &sentence);
     }
 }
 

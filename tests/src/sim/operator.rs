@@ -56,7 +56,7 @@ impl World {
                 continue;
             };
             let long = env.now >= process.since + env.plan.timing.timeout * 4;
-            if process.is_alone() && long && env.dice.chance(300) {
+            if process.is_alone() && long && env.dice.chance(600) {
                 process.stop(env);
             }
         }
@@ -85,7 +85,9 @@ impl World {
     pub(super) fn meddle(&mut self, host: usize) {
         let env = &mut self.env;
         if self.hosts[host].is_dead(env) {
-            let role = env.dice.pick(&[StartAs::Primary, StartAs::Backup, StartAs::Alone]);
+            let role = env
+                .dice
+                .pick(&[StartAs::Primary, StartAs::Backup, StartAs::Alone]);
             self.hosts[host].start(env, role);
         }
     }

@@ -5,9 +5,11 @@
 //! after it is its consequence.
 
 mod history;
+mod tally;
 mod terms;
 
 pub(crate) use history::History;
+pub use tally::Tally;
 pub(crate) use terms::{Speaker, Terms};
 
 use super::clock::Moment;
@@ -28,6 +30,8 @@ pub struct Violation {
 pub(crate) struct Oracle {
     /// Who spoke in which term.
     pub(crate) terms: Terms,
+    /// How much there was to see.
+    pub(crate) tally: Tally,
     /// What the outside saw.
     pub(crate) history: History,
     violation: Option<Violation>,

@@ -73,7 +73,13 @@ impl Outside {
             }
         };
         client.waits = Some(wish);
-        let frame = Asked::frame(index as u8, client.seq, wish.kept, wish.end && !calm, wish.padding);
+        let frame = Asked::frame(
+            index as u8,
+            client.seq,
+            wish.kept,
+            wish.end && !calm,
+            wish.padding,
+        );
         let bytes = Bytes::from(frame);
         for host in 0..HOSTS {
             if env.now >= self.cut_until[host] && !env.dice.chance(LOSSES) {

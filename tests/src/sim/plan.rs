@@ -121,7 +121,13 @@ impl Plan {
         let wake_up = dice.scaled((2 * US, (beat / 4).clamp(4 * US, SLOWEST)));
         let think = dice.scaled((beat / 8, beat * 2));
         let fault = (timeout / 8, timeout * 4);
-        let padding = dice.pick(&[0, 0, 0, 0, 0, 200, 5_000]);
+        let padding = match dice.below(64) {
+            0..48 => 0,
+            48..58 => 200,
+            58..62 => 5_000,
+            // So much that a backup's backlog fills with what it has not replayed.
+            _ => 200_000,
+        };
         // Some worlds are slow, but in each of them the log gets through.
         let stream_window = dice.scaled((64, 1 << 20)).max(8 * padding);
         Self {
@@ -131,8 +137,8 @@ impl Plan {
             delay: (slowest / 8, slowest),
             losses: dice.pick(&[0, 0, 2, 20]),
             wake_up: (wake_up / 8, wake_up),
-            exit: (US, dice.scaled((2 * US, (think / 4).max(4 * US)))),
-            replay: (US, dice.scaled((2 * US, (think / 4).max(4 * US)))),
+            exit: (US, dice.scaled((2 * US, 500 * US))),
+            replay: (US, dice.scaled((2 * US, 300 * US))),
             departure: (US, dice.scaled((10 * US, lease.max(20 * US)))),
             think: (think / 4, think * 2),
             kept: dice.pick(&[0, 100, 400]),

@@ -77,7 +77,11 @@ impl ArbiterDisk {
     /// Everything that was not synced is left or not, or, of a file, in part.
     pub(crate) fn cut_power(&self, dice: &mut Dice) {
         let mut platter = self.lock();
-        for inode in platter.inodes.iter_mut().filter(|inode| inode.bytes != inode.synced) {
+        for inode in platter
+            .inodes
+            .iter_mut()
+            .filter(|inode| inode.bytes != inode.synced)
+        {
             let kept = dice.below(inode.bytes.len() as u64 + 1) as usize;
             inode.bytes.truncate(kept.max(inode.synced.len()));
             inode.synced.clone_from(&inode.bytes);
@@ -138,7 +142,10 @@ impl Platter {
     }
 
     fn names_beside(&mut self, path: &Path) -> io::Result<(&mut BTreeMap<String, usize>, String)> {
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(not_found)?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(not_found)?;
         let directory = self.directory(path.parent().ok_or_else(not_found)?)?;
         Ok((&mut directory.names, name.to_owned()))
     }

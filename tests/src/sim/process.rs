@@ -3,8 +3,8 @@
 //! thread would block, the process returns and is woken.
 
 mod driver;
-mod live;
 mod leave;
+mod live;
 mod settle;
 mod shadow;
 mod start;
@@ -37,6 +37,8 @@ pub(crate) enum Part {
     Meeting { newest: Term },
     /// It claims the first term of its reign.
     ClaimingFirst { expected: Term, alone: bool },
+    /// It has its first term, alone, and waits until the lease of whoever had one is over.
+    Outlasting { term: Term, until: Moment },
     /// It talks to the outside.
     Live,
     /// It executes what the primary executed.
@@ -58,6 +60,7 @@ impl Part {
             Self::Reading(_) => "reading the register",
             Self::Meeting { .. } => "waiting for its other half",
             Self::ClaimingFirst { .. } => "claiming its first term",
+            Self::Outlasting { .. } => "outlasting a lease",
             Self::Live => "live",
             Self::Following(_) => "following",
             Self::Settling(_) => "settling",
@@ -166,6 +169,8 @@ impl Process {
             Part::Following(_) => self.follow(env),
             Part::Settling(_) => self.settle(env),
             Part::Leaving { why, until } => self.leave(env, *why, *until),
+            Part::Outlasting { term, until } if env.now >= *until => self.go_live(env, *term, true),
+            Part::Outlasting { until, .. } => self.wake_vcpu_at(env, *until),
             Part::Reading(_) | Part::Meeting { .. } | Part::ClaimingFirst { .. } => {}
             Part::Halted | Part::Over => {}
         }

@@ -33,15 +33,25 @@ impl OldWords {
 
     /// A word of a backup from before `term`.
     pub(crate) fn to_primary(&self, dice: &mut Dice, term: Term) -> Option<Word> {
-        let old = self.acks.iter().filter(|ack| ack.term < term).map(|ack| Word::Ack(*ack));
-        let beats = self.beats.iter().filter(|beat| beat.term < term && beat.echo.is_some());
+        let old = self
+            .acks
+            .iter()
+            .filter(|ack| ack.term < term)
+            .map(|ack| Word::Ack(*ack));
+        let beats = self
+            .beats
+            .iter()
+            .filter(|beat| beat.term < term && beat.echo.is_some());
         let all: Vec<_> = old.chain(beats.map(|beat| Word::Beat(*beat))).collect();
         pick(dice, &all)
     }
 
     /// A word of a primary from before `term`.
     pub(crate) fn to_backup(&self, dice: &mut Dice, term: Term) -> Option<Word> {
-        let beats = self.beats.iter().filter(|beat| beat.term < term && beat.echo.is_none());
+        let beats = self
+            .beats
+            .iter()
+            .filter(|beat| beat.term < term && beat.echo.is_none());
         let all: Vec<_> = beats.map(|beat| Word::Beat(*beat)).collect();
         pick(dice, &all)
     }

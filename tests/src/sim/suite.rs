@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 
-use super::Outcome;
 use super::campaign::{self, Findings, Until};
+use super::{Outcome, Tally};
 
 /// What came of the suite.
 #[derive(Clone, Debug, Serialize)]
@@ -17,6 +17,8 @@ struct Report {
     simulated_hours: f64,
     wall_s: f64,
     events: u64,
+    #[serde(flatten)]
+    tally: Tally,
     failed: Vec<u64>,
 }
 
@@ -100,6 +102,7 @@ fn report(findings: &Findings) -> Report {
         simulated_hours: findings.simulated_hours,
         wall_s: findings.wall_s,
         events: findings.events,
+        tally: findings.tally,
         failed: findings.violations.iter().map(|(seed, _)| *seed).collect(),
     }
 }

@@ -14,7 +14,7 @@ use super::env::{ARBITER, Env, HOSTS, NAMES};
 use super::guest::{Job, Work};
 use super::host::Host;
 use super::inspect;
-use super::oracle::{Oracle, Speaker, Violation};
+use super::oracle::{Oracle, Speaker, Tally, Violation};
 use super::outside::Outside;
 use super::plan::Plan;
 use super::stale::OldWords;
@@ -25,7 +25,7 @@ use super::wires::Wires;
 const EVENTS_MAX: u64 = 20_000_000;
 
 /// What came of a seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// What must not have happened, if it did.
     pub violation: Option<Violation>,
@@ -33,6 +33,8 @@ pub struct Outcome {
     pub simulated_ns: u64,
     /// How many things happened.
     pub events: u64,
+    /// What they were.
+    pub tally: Tally,
     /// The story, if it was to be told.
     pub story: Vec<String>,
 }
@@ -105,6 +107,7 @@ impl World {
             violation: self.env.oracle.violation().cloned(),
             simulated_ns: self.env.now.nanos(),
             events,
+            tally: self.env.oracle.tally,
             story: self.env.story.into_lines(),
         }
     }
@@ -176,15 +179,17 @@ impl World {
         if process.is_none() && env.dice.chance(500) {
             return;
         }
+        env.oracle.tally.outputs += 1;
         let speaker = Speaker {
             host: desk.host,
             boot: desk.boot,
         };
         if let Err(sentence) = env.oracle.terms.spoke(desk.term, speaker, made.position) {
-            env.accuse("I6", desk.host, sentence);
+            env.accuse("I6", desk.host, &sentence);
         }
-        env.story
-            .tell(env.now, &NAMES[desk.host], || format!("lets out {:?}", made.output));
+        env.story.tell(env.now, &NAMES[desk.host], || {
+            format!("lets out {:?}", made.output)
+        });
         match made.output {
             Output::Reply(reply) => self.outside.send(env, desk.host, reply),
             Output::Write(Job {
@@ -211,8 +216,9 @@ impl World {
         let Some(answer) = self.arbiter.hear(env, &asking) else {
             return;
         };
-        env.story
-            .tell(env.now, &"arbiter", || format!("says to {}: {answer:?}", NAMES[host]));
+        env.story.tell(env.now, &"arbiter", || {
+            format!("says to {}: {answer:?}", NAMES[host])
+        });
         let at = env.now.later(env.travel());
         let answered = Answered {
             desk: asking.desk,

@@ -79,7 +79,9 @@ impl Card {
 
     fn take_orders(&mut self, env: &mut Env, desk: &Desk) {
         while self.held.has_room(WEIGHT) {
-            let Some(made) = self.orders.pop_front() else { break };
+            let Some(made) = self.orders.pop_front() else {
+                break;
+            };
             // Whatever becomes of the frame, its chain goes back: the guest sees the same on every host.
             self.returned += 1;
             env.ring(desk.host, desk.boot, Actor::Vcpu);

@@ -63,10 +63,7 @@ impl Drive {
         }
         if self.issuing.is_none() {
             let gate = self.shown.gate();
-            self.issuing = self
-                .held
-                .poll_release(&gate, desk.now(env))
-                .map(Issuing::Due);
+            self.issuing = self.held.poll_release(&gate, desk.now(env)).map(Issuing::Due);
         }
         if let Some(Issuing::Due(made)) = self.issuing {
             self.issue(env, desk, made, chain);

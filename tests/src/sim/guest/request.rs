@@ -7,8 +7,6 @@ use super::super::dice::mix;
 
 /// The bytes of a request before its padding.
 const HEADER: usize = 8;
-/// The longest padding that a client makes.
-pub(crate) const PADDING_MAX: usize = 64 << 10;
 
 /// One request, as it stands in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -63,5 +63,4 @@ impl Terms {
             .filter(|(spoken, _)| *spoken == term)
             .map(|_| self.furthest)
     }
-
 }

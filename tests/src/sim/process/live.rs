@@ -59,8 +59,9 @@ impl Process {
             },
         ];
         env.tell(self.desk.host, || "powers the VM on".into());
+        env.oracle.tally.power_ons += 1;
         if let Err(sentence) = env.oracle.history.switched_on(env.disk.newest()) {
-            env.accuse("I5", self.desk.host, sentence);
+            env.accuse("I5", self.desk.host, &sentence);
         }
         self.powered = true;
         self.enter(env, &inputs);
@@ -188,7 +189,7 @@ impl Process {
         };
         for input in inputs {
             if let Err(misfit) = self.guest.enter(input) {
-                env.accuse("I2", self.desk.host, misfit.to_string());
+                env.accuse("I2", self.desk.host, &misfit);
             }
         }
         start
@@ -225,7 +226,10 @@ impl Process {
     /// The window is closed: the guest runs to its next exit.
     fn run_on(&mut self, env: &mut Env) {
         self.window = None;
-        self.busy_until = self.busy_until.max(env.now).later(env.dice.between(env.plan.exit));
+        self.busy_until = self
+            .busy_until
+            .max(env.now)
+            .later(env.dice.between(env.plan.exit));
         self.wake_vcpu_at(env, self.busy_until);
     }
 

@@ -108,7 +108,10 @@ impl Process {
             }
             Some(Deed::Promote { term }) => return self.live_on(env, term),
             Some(Deed::Halt { by, term }) => {
-                env.tell(self.desk.host, || format!("halts: {} lives in term {term}", by.node));
+                env.tell(self.desk.host, || {
+                    format!("halts: {} lives in term {term}", by.node)
+                });
+                env.oracle.tally.halts += 1;
                 self.show_mode(env, Mode::Halted);
                 return self.becomes(env, Part::Halted);
             }
@@ -134,7 +137,7 @@ impl Process {
             Some(verdict) => {
                 env.tell(self.desk.host, || format!("hears from the arbiter: {verdict:?}"));
                 if let Err(fault) = settling.claimant.handle_verdict(verdict) {
-                    env.accuse("I10", self.desk.host, fault.to_string());
+                    env.accuse("I10", self.desk.host, &fault);
                 }
             }
             None => settling.claimant.handle_failed(now),
@@ -154,8 +157,9 @@ impl Process {
         self.card.shown.go_live_alone();
         self.drive.shown.go_live_alone();
         env.oracle.note_alone(self.desk.host);
-        if let Claimant::Backup(survivor) = settling.claimant {
-            self.take_over(env, &survivor);
+        match settling.claimant {
+            Claimant::Primary(_) => env.oracle.tally.survivals += 1,
+            Claimant::Backup(survivor) => self.take_over(env, &survivor),
         }
         self.show_mode(env, Mode::Live);
         self.ring(env, Actor::Vcpu);
@@ -163,8 +167,9 @@ impl Process {
 
     /// What only a backup has to do: its guest goes on where the log ends, and what is in flight is ordered again.
     fn take_over(&mut self, env: &mut Env, survivor: &Survivor) {
+        env.oracle.tally.takeovers += 1;
         if let Err(sentence) = env.oracle.history.taken_over(self.guest.chain()) {
-            env.accuse("I4", self.desk.host, sentence);
+            env.accuse("I4", self.desk.host, &sentence);
         }
         let furthest = env.oracle.terms.furthest(survivor.takeover.term());
         if furthest.is_some_and(|furthest| furthest > self.guest.position()) {
@@ -172,7 +177,7 @@ impl Process {
                 "it lives at position {}, but an output left that was made at a later one",
                 self.guest.position()
             );
-            env.accuse("I4", self.desk.host, sentence);
+            env.accuse("I4", self.desk.host, &sentence);
         }
         self.powered = true;
         self.alone_end = survivor.takeover.end();

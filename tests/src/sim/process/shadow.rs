@@ -105,14 +105,14 @@ impl Process {
         let (record, closes) = match following.follower.handle_record(record, at, called) {
             Ok(Admitted::Enters(record)) => (record, false),
             Ok(Admitted::EntersLast(record)) => (record, true),
-            Ok(Admitted::Later) => return self.close(exit),
+            Ok(Admitted::Later) => return Self::close(&exit),
             Err(misplaced) => {
-                env.accuse("I3", self.desk.host, misplaced.to_string());
+                env.accuse("I3", self.desk.host, &misplaced);
                 return Replay::Diverged;
             }
         };
         if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
-            env.accuse("I2", self.desk.host, misfit.to_string());
+            env.accuse("I2", self.desk.host, &misfit);
             return Replay::Diverged;
         }
         following.applied = following.applied.next();
@@ -120,7 +120,7 @@ impl Process {
             end.executed(following.applied, at);
         }
         match closes {
-            true => self.close(exit),
+            true => Self::close(&exit),
             false => {
                 self.window = Some(exit);
                 Replay::More
@@ -129,7 +129,7 @@ impl Process {
     }
 
     /// The window is closed: the guest may run on.
-    fn close(&mut self, exit: Exit) -> Replay {
+    fn close(exit: &Exit) -> Replay {
         match exit.end {
             true => Replay::Ends,
             false => Replay::More,

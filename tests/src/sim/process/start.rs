@@ -29,13 +29,18 @@ impl Process {
     pub(super) fn start_on(&mut self, env: &mut Env, answer: Answer) {
         match (&self.part, answer) {
             (Part::Reading(role), Answer::Newest(newest)) => {
-                let holds = newest.as_ref().is_none_or(|newest| newest.holder.node == self.me.node);
+                let holds = newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.holder.node == self.me.node);
                 let newest = newest.map_or(Term::ZERO, |tenure| tenure.term);
                 self.start_as(env, *role, newest, holds);
             }
             (Part::ClaimingFirst { expected, alone }, answer) => {
                 let (expected, alone) = (*expected, *alone);
                 match verdict_of(answer, expected) {
+                    Some(Verdict::Granted { term }) if alone && expected > Term::ZERO => {
+                        self.outlast_leases(env, term);
+                    }
                     Some(Verdict::Granted { term }) => self.go_live(env, term, alone),
                     Some(Verdict::Refused { .. }) => self.end(env, "another host claimed its first term"),
                     None => self.end(env, "the arbiter did not give it its first term"),
@@ -70,12 +75,24 @@ impl Process {
         self.ask(env, Question::Claim(expected));
     }
 
-    fn go_live(&mut self, env: &mut Env, term: Term, alone: bool) {
-        env.tell(self.desk.host, || format!("is live in term {term}, alone: {alone}"));
+    /// An earlier start of this node may have won its term and ended before it lived; the other host may speak until
+    /// its lease is over (I7).
+    fn outlast_leases(&mut self, env: &mut Env, term: Term) {
+        let (_, began) = self.time;
+        let until = self.desk.clock.moment(env.plan.timing.lease_over(began));
+        self.becomes(env, Part::Outlasting { term, until });
+        self.wake_vcpu_at(env, until);
+    }
+
+    pub(super) fn go_live(&mut self, env: &mut Env, term: Term, alone: bool) {
+        env.tell(self.desk.host, || {
+            format!("is live in term {term}, alone: {alone}")
+        });
         self.desk.term = term;
         if alone {
             self.card.shown.go_live_alone();
             self.drive.shown.go_live_alone();
+            env.oracle.tally.lone_starts += 1;
             env.oracle.note_alone(self.desk.host);
         }
         self.show_mode(env, Mode::Live);

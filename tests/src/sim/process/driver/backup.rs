@@ -97,7 +97,7 @@ impl BackupEnd {
         while matches!(self.intake, Intake::Session(_))
             && let Some(word) = self.inbox.pop_front()
         {
-            self.hear_word(env, desk, word);
+            self.hear_word(env, desk, &word);
         }
         let received = self.take_log(env, desk);
         self.send_ack(env, desk);
@@ -111,13 +111,13 @@ impl BackupEnd {
         }
     }
 
-    fn hear_word(&mut self, env: &mut Env, desk: &Desk, word: Word) {
+    fn hear_word(&mut self, env: &mut Env, desk: &Desk, word: &Word) {
         let Intake::Session(backup) = &mut self.intake else {
             return;
         };
         let now = desk.now(env);
         match word {
-            Word::Beat(beat) => match backup.handle_heartbeat(now, &beat) {
+            Word::Beat(beat) => match backup.handle_heartbeat(now, beat) {
                 Ok(()) => {
                     if let Some(echo) = backup.poll_heartbeat(now) {
                         env.send(self.conn, desk.host, Word::Beat(echo));
@@ -125,13 +125,13 @@ impl BackupEnd {
                     self.news = true;
                 }
                 Err(fault) => {
-                    env.accuse("I9", desk.host, fault.to_string());
-                    self.lose(env, desk, PeerLost::Misbehaved(fault.to_string()));
+                    env.accuse("I9", desk.host, &fault);
+                    self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
             },
-            Word::Goodbye(why) => self.lose(env, desk, PeerLost::Left(why)),
+            Word::Goodbye(why) => self.lose(env, desk, &PeerLost::Left(*why)),
             Word::Closed | Word::Refused => {
-                self.lose(env, desk, PeerLost::Disconnected("it was closed".into()));
+                self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
             Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::Read(_) | Word::Ack(_) => {}
         }
@@ -148,11 +148,13 @@ impl BackupEnd {
             if self.paused {
                 break;
             }
-            let Some(piece) = self.stream.pop_front() else { break };
+            let Some(piece) = self.stream.pop_front() else {
+                break;
+            };
             env.send(self.conn, desk.host, Word::Read(piece.len()));
             if let Err(fault) = backup.handle_log_bytes(desk.now(env), piece) {
-                env.accuse("I2", desk.host, fault.to_string());
-                self.lose(env, desk, PeerLost::Misbehaved(fault.to_string()));
+                env.accuse("I2", desk.host, &fault);
+                self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
             }
             any = true;
         }
@@ -180,14 +182,14 @@ impl BackupEnd {
             return;
         }
         match (backup.handle_timeout(desk.now(env)), self.grace.take()) {
-            (Some(why), Some(_)) => self.lose(env, desk, why),
+            (Some(why), Some(_)) => self.lose(env, desk, &why),
             (Some(_), None) => self.grace = Some(env.now.later(GRACE)),
             (None, _) => {}
         }
     }
 
     /// The session is over. Nothing can be echoed or acked any more; the primary may hear of it.
-    pub(crate) fn lose(&mut self, env: &mut Env, desk: &Desk, why: PeerLost) {
+    pub(crate) fn lose(&mut self, env: &mut Env, desk: &Desk, why: &PeerLost) {
         self.intake = match std::mem::replace(&mut self.intake, Intake::HandedOver) {
             Intake::Session(backup) => Intake::Over(Box::new(Lost {
                 heard: backup.heard(),

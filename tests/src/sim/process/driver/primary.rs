@@ -81,7 +81,7 @@ impl PrimaryEnd {
         while self.lost.is_none()
             && let Some(word) = self.inbox.pop_front()
         {
-            if self.hear(env, desk, word) {
+            if self.hear(env, desk, &word) {
                 lease = Some(self.machine.lease_until());
             }
         }
@@ -103,29 +103,29 @@ impl PrimaryEnd {
     }
 
     /// True for an echo.
-    fn hear(&mut self, env: &mut Env, desk: &Desk, word: Word) -> bool {
+    fn hear(&mut self, env: &mut Env, desk: &Desk, word: &Word) -> bool {
         let now = desk.now(env);
         match word {
             Word::Ack(ack) => {
-                if let Err(fault) = self.machine.handle_ack(now, &ack) {
-                    env.accuse("I1", desk.host, fault.to_string());
-                    self.lose(env, desk, PeerLost::Misbehaved(fault.to_string()));
+                if let Err(fault) = self.machine.handle_ack(now, ack) {
+                    env.accuse("I1", desk.host, &fault);
+                    self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
             }
-            Word::Beat(beat) => match self.machine.handle_heartbeat(now, &beat) {
+            Word::Beat(beat) => match self.machine.handle_heartbeat(now, beat) {
                 Ok(()) => return true,
                 Err(fault) => {
-                    env.accuse("I6", desk.host, fault.to_string());
-                    self.lose(env, desk, PeerLost::Misbehaved(fault.to_string()));
+                    env.accuse("I6", desk.host, &fault);
+                    self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
             },
             Word::Read(bytes) => {
-                self.unread = self.unread.saturating_sub(bytes);
+                self.unread = self.unread.saturating_sub(*bytes);
                 self.rung = true;
             }
-            Word::Goodbye(why) => self.lose(env, desk, PeerLost::Left(why)),
+            Word::Goodbye(why) => self.lose(env, desk, &PeerLost::Left(*why)),
             Word::Closed | Word::Refused => {
-                self.lose(env, desk, PeerLost::Disconnected("it was closed".into()));
+                self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
             Word::Hello(_) | Word::Agreed | Word::Log(_) => {}
         }
@@ -145,7 +145,7 @@ impl PrimaryEnd {
         }
         let silent = self.machine.handle_timeout(now);
         match (silent, self.grace.take()) {
-            (Some(why), Some(_)) => self.lose(env, desk, why),
+            (Some(why), Some(_)) => self.lose(env, desk, &why),
             (Some(_), None) => self.grace = Some(env.now.later(GRACE)),
             (None, _) => {}
         }
@@ -174,16 +174,11 @@ impl PrimaryEnd {
     }
 
     /// The session is over, and whoever waits on this host knows it; the backup may hear of it.
-    pub(crate) fn lose(&mut self, env: &mut Env, desk: &Desk, why: PeerLost) {
+    pub(crate) fn lose(&mut self, env: &mut Env, desk: &Desk, why: &PeerLost) {
         env.tell(desk.host, || format!("loses its backup: {why}"));
-        self.lost.get_or_insert(why);
+        self.lost.get_or_insert_with(|| why.clone());
         if env.dice.chance(800) {
             env.send(self.conn, desk.host, Word::Closed);
         }
-    }
-
-    /// Log bytes in memory that have not been sent.
-    pub(crate) fn unsent(&self) -> usize {
-        self.machine.unsent_bytes() + self.outgoing.len()
     }
 }
