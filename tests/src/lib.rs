@@ -5,6 +5,7 @@ pub mod demo;
 pub mod everyday;
 pub mod kill_points;
 pub mod lab;
+pub mod mutants;
 pub mod network;
 pub mod pair;
 pub mod programs;

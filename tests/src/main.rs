@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, qemu, seeds, sim};
+use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -54,6 +54,24 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Explore every order in which few things can happen to a pair with a short log
+    Model {
+        /// More of everything: some minutes
+        #[arg(long)]
+        deep: bool,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Plant known bugs in copies of the protocol; the simulator or the model has to find each of them
+    MutantsProtocol {
+        /// Only the bugs with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Let the primary die at every k-th record of its log; each time no client may notice
     KillPoints {
         /// How many records to die at
@@ -78,6 +96,8 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
+        Task::Model { deep, json } => sim::suite::model(deep, json),
+        Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints { points, seed, json } => kill_points::run(points, seed, json),
     };
     match done {

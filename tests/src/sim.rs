@@ -19,6 +19,7 @@ mod faults;
 mod guest;
 mod host;
 mod inspect;
+pub mod model;
 mod operator;
 mod oracle;
 mod outside;
@@ -41,6 +42,36 @@ use world::World;
 #[must_use]
 pub fn run(seed: u64) -> Outcome {
     World::new(seed, Story::default()).run()
+}
+
+/// Looks for a bug in so many worlds; says in one line whether one was found and how.
+#[must_use]
+pub fn hunt(seeds: u64) -> String {
+    let findings = campaign::run(1, seeds, campaign::Until::FirstViolation);
+    match findings.violations.first() {
+        Some((
+            seed,
+            Violation {
+                invariant, sentence, ..
+            },
+        )) => {
+            format!(
+                "found by seed {seed} ({invariant}): {}",
+                sentence.replace('\n', " ")
+            )
+        }
+        None => hunt_in_model(),
+    }
+}
+
+fn hunt_in_model() -> String {
+    let violations = model::EVERYDAY
+        .into_iter()
+        .filter_map(|bounds| model::explore(bounds).violation);
+    match violations.into_iter().next() {
+        Some((sentence, way)) => format!("found by the model: {sentence}, after {}", way.join(", ")),
+        None => "survived".into(),
+    }
 }
 
 /// Runs the world of a seed and tells its story.

@@ -48,6 +48,7 @@ impl World {
                 }
             }
             Kind::Meddle => self.meddle(host),
+            Kind::Restart => self.restart(host),
         }
     }
 

@@ -81,6 +81,25 @@ impl World {
         }
     }
 
+    /// A process is killed and started again at once, unless it has spoken: then its last words leave first.
+    pub(super) fn restart(&mut self, host: usize) {
+        let env = &mut self.env;
+        let place = &mut self.hosts[host];
+        let Some(process) = place.process.as_deref() else {
+            return;
+        };
+        env.tell(host, || "is killed".into());
+        if process.has_spoken() {
+            place.remove(env);
+            place.ready_at = env.now.later(env.plan.slowest_departure());
+        } else {
+            let role = env
+                .dice
+                .pick(&[StartAs::Primary, StartAs::Backup, StartAs::Alone, StartAs::Alone]);
+            place.start(env, role);
+        }
+    }
+
     /// The operator starts a node that is down, whatever the other one does.
     pub(super) fn meddle(&mut self, host: usize) {
         let env = &mut self.env;

@@ -66,7 +66,10 @@ impl Outside {
                 Wish {
                     kept: env.dice.chance(env.plan.kept),
                     end: !calm && env.dice.chance(env.plan.power_off),
-                    padding: env.dice.below(env.plan.padding as u64 + 1) as usize,
+                    padding: env
+                        .dice
+                        .between((env.plan.padding as u64 / 2, env.plan.padding as u64))
+                        as usize,
                     life,
                     after: if known == life { count } else { 0 },
                 }

@@ -20,6 +20,9 @@ const SECOND: u64 = 1_000_000_000;
 /// Attempts to reach somebody are given up after a second, however slow a pair's timing is.
 const SLOWEST: u64 = 100 * MS;
 
+/// The longest request of a world that is flooded.
+const FLOOD: u64 = 300_000;
+
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -51,10 +54,12 @@ pub(crate) enum Kind {
     Stop,
     /// An operator starts a node that was down, at a moment of his choice.
     Meddle,
+    /// A node's process is killed, and started again at once by whatever watches over it.
+    Restart,
 }
 
 /// All of them.
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::Cut,
     Kind::CutArbiter,
     Kind::CutOutside,
@@ -69,6 +74,7 @@ const KINDS: [Kind; 14] = [
     Kind::StaleWord,
     Kind::Stop,
     Kind::Meddle,
+    Kind::Restart,
 ];
 
 /// The world of one seed.
@@ -121,16 +127,10 @@ impl Plan {
         let wake_up = dice.scaled((2 * US, (beat / 4).clamp(4 * US, SLOWEST)));
         let think = dice.scaled((beat / 8, beat * 2));
         let fault = (timeout / 8, timeout * 4);
-        let padding = match dice.below(64) {
-            0..48 => 0,
-            48..58 => 200,
-            58..62 => 5_000,
-            // So much that a backup's backlog fills with what it has not replayed.
-            _ => 200_000,
-        };
+        let padding = dice.pick(&[0, 0, 0, 0, 0, 200, 5_000]);
         // Some worlds are slow, but in each of them the log gets through.
         let stream_window = dice.scaled((64, 1 << 20)).max(8 * padding);
-        Self {
+        let plan = Self {
             timing,
             window: draw_window(dice),
             stream_window: stream_window as usize,
@@ -149,6 +149,30 @@ impl Plan {
             gap: (timeout / 16, dice.scaled((timeout / 4, timeout * 8))),
             fault,
             trouble: timeout * dice.between((20, 80)),
+        };
+        match dice.chance(10) {
+            true => plan.flooded(),
+            false => plan,
+        }
+    }
+
+    /// A world with so much traffic that a backup that stalls fills its backlog.
+    fn flooded(self) -> Self {
+        let flood = FLOOD as usize;
+        Self {
+            timing: Timing::default(),
+            window: WindowLimit::default(),
+            stream_window: 8 * flood,
+            delay: (20 * US, 200 * US),
+            losses: 0,
+            think: (MS / 2, 2 * MS),
+            kept: 0,
+            padding: flood,
+            kinds: vec![Kind::Stall, Kind::Stall, Kind::SlowReplay, Kind::Crash],
+            gap: (20 * MS, 400 * MS),
+            fault: (50 * MS, 500 * MS),
+            trouble: 2 * SECOND,
+            ..self
         }
     }
 

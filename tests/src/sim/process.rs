@@ -261,6 +261,11 @@ impl Process {
         matches!((&self.part, &self.pair), (Part::Live, Pair::Nobody))
     }
 
+    /// May something be on its way out that it let go?
+    pub(crate) fn has_spoken(&self) -> bool {
+        self.card.shown.mode() != Mode::Quiet || self.drive.shown.mode() != Mode::Quiet
+    }
+
     /// How much of the log of a session it received as a backup, if it still has it.
     pub(crate) fn holds(&self, session: ConnId) -> Option<LogOffset> {
         match (&self.pair, &self.part) {

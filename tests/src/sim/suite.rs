@@ -7,7 +7,8 @@ use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 
 use super::campaign::{self, Findings, Until};
-use super::{Outcome, Tally};
+use super::model::Explored;
+use super::{Outcome, Tally, model};
 
 /// What came of the suite.
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +66,46 @@ pub fn tell(seed: u64) -> anyhow::Result<()> {
         Some(violation) => bail!("Seed {seed}: {} ({})", violation.sentence, violation.invariant),
         None => Ok(()),
     }
+}
+
+/// What came of the model.
+#[derive(Clone, Debug, Serialize)]
+struct Modelled {
+    states: u64,
+    steps: u64,
+    violations: u64,
+    wall_s: f64,
+}
+
+/// Explores the model.
+///
+/// # Errors
+/// When something happens in it that must not; the error tells the shortest way to it.
+pub fn model(deep: bool, json: bool) -> anyhow::Result<()> {
+    let mut sum = Modelled {
+        states: 0,
+        steps: 0,
+        violations: 0,
+        wall_s: 0.0,
+    };
+    for bounds in if deep { model::DEEP } else { model::ORDINARY } {
+        let explored = model::explore(bounds);
+        let Explored {
+            states, steps, depth, ..
+        } = explored;
+        eprintln!("{states} states, {steps} steps, the longest way {depth}, within {bounds:?}");
+        sum.states += states;
+        sum.steps += steps;
+        sum.wall_s += explored.wall_s;
+        if let Some((sentence, way)) = explored.violation {
+            bail!("{sentence}, after {}", way.join(", "));
+        }
+    }
+    match json {
+        true => println!("{}", serde_json::to_string(&sum)?),
+        false => println!("{sum:#?}"),
+    }
+    Ok(())
 }
 
 /// Where failed seeds are kept, to be run by every `cargo test`.

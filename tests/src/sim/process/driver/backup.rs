@@ -144,7 +144,8 @@ impl BackupEnd {
             let Intake::Session(backup) = &mut self.intake else {
                 break;
             };
-            self.paused = !backup.may_receive();
+            // Who has stopped reading waits until the vCPU says that there is ample room again.
+            self.paused = self.paused || !backup.may_receive();
             if self.paused {
                 break;
             }
