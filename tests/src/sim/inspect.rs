@@ -135,5 +135,5 @@ pub(crate) fn recovery(env: &mut Env, hosts: &[Host]) {
                 .collect::<Vec<_>>()
         ),
     };
-    env.oracle.accuse(env.now, "liveness", sentence);
+    env.oracle.accuse(env.now, "I11", sentence);
 }

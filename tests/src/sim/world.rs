@@ -99,7 +99,7 @@ impl World {
             events += 1;
             if events == EVENTS_MAX {
                 let sentence = "Things happen without end".into();
-                self.env.oracle.accuse(at, "liveness", sentence);
+                self.env.oracle.accuse(at, "I11", sentence);
             }
             self.happen(event);
         }
