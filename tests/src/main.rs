@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, qemu, seeds};
+use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -39,6 +39,39 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Run the protocol's own machines through simulated worlds in which everything goes wrong
+    Sim {
+        /// How many worlds
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        seeds: u64,
+        /// The first world's seed
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        from: u64,
+        /// Tell the story of one seed instead
+        #[arg(long, value_name = "SEED", conflicts_with = "seeds")]
+        tell: Option<u64>,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explore every order in which few things can happen to a pair with a short log
+    Model {
+        /// More of everything: some minutes
+        #[arg(long)]
+        deep: bool,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Plant known bugs in copies of the protocol; the simulator or the model has to find each of them
+    MutantsProtocol {
+        /// Only the bugs with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Let the primary die at every k-th record of its log; each time no client may notice
     KillPoints {
         /// How many records to die at
@@ -62,6 +95,12 @@ fn main() -> ExitCode {
         Task::QemuPlain { install } => qemu::suite::run(install),
         Task::Lab(args) => lab::run(&args),
         Task::Seeds { runs, json } => seeds::run(runs, json),
+        Task::Sim { tell: Some(seed), .. } => sim::suite::tell(seed),
+        Task::Sim {
+            seeds, from, json, ..
+        } => sim::suite::run(from, seeds, json),
+        Task::Model { deep, json } => sim::suite::model(deep, json),
+        Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {
             points,
             seed,

@@ -15,7 +15,7 @@ use crate::takeover::Takeover;
 use crate::time::Instant;
 
 /// The backup of a term.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backup {
     term: Term,
     timing: Timing,
@@ -165,6 +165,11 @@ impl Backup {
         self.log.log_bytes
     }
 
+    /// How much of the log waits in memory for the VM: records, and bytes of memory.
+    pub fn backlog(&self) -> (usize, usize) {
+        (self.log.records.len(), self.log.bytes)
+    }
+
     /// Where our VM was when it said so last.
     pub fn position(&self) -> Position {
         self.position
@@ -182,7 +187,7 @@ impl Backup {
 }
 
 /// Records that were received and not yet handed to the VM.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Backlog {
     records: VecDeque<Record>,
     bytes: usize,

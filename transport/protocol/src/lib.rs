@@ -2,8 +2,9 @@
 //! hash order. `PROTOCOL.md` beside this crate has the glossary, the messages and the numbered invariants.
 //!
 //! Read in this order: `ids`, `time`, `limits` (words and bounds), `record` (what is replicated), `message`
-//! (what peers say), `session` (what both roles share), `primary`, `backup`, `takeover`, `outbox` (the output
-//! rule). `codec` alone knows bytes, `log` keeps the accounts of the window.
+//! (what peers say), `session` (what both roles share), `primary`, `window` (what enters a live VM), `backup`,
+//! `replay` (what enters a backup's), `takeover`, `outbox` (the output rule). `codec` alone knows bytes, `log` keeps
+//! the accounts of the log window.
 #![forbid(unsafe_code)]
 
 pub mod backup;
@@ -15,9 +16,11 @@ pub mod message;
 pub mod outbox;
 pub mod primary;
 pub mod record;
+pub mod replay;
 pub mod session;
 pub mod takeover;
 pub mod time;
+pub mod window;
 
 pub use backup::Backup;
 pub use codec::{LogFault, MessageDecoder, MessageFault, RecordDecoder, RecordEncoder, encode_message};
@@ -29,6 +32,7 @@ pub use message::{Ack, Digest, Foreign, Heartbeat, Hello, Image, Message, Refusa
 pub use outbox::{Full, Gate, Outbox, OutboxLimit};
 pub use primary::{AckFault, HeartbeatFault, Primary};
 pub use record::{Input, Record};
+pub use replay::{Admitted, Follower, Misplaced};
 pub use session::{BadTiming, NewerTerm, Parting, PeerLost, Timing};
 pub use takeover::{Claiming, Deed, Takeover, Verdict, VerdictFault};
 pub use time::{Duration, Instant};

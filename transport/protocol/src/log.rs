@@ -7,7 +7,7 @@ use crate::ids::LogOffset;
 use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_RECORDS, MILESTONE_BYTES, RESUME_EIGHTHS};
 
 /// How much of the log may be unacked before the primary waits in its window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowLimit {
     /// Records.
     pub records: u64,
@@ -25,7 +25,7 @@ impl Default for WindowLimit {
 }
 
 /// The accounts of one log.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LogWindow {
     limit: WindowLimit,
     end: LogOffset,

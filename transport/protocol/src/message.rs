@@ -252,7 +252,7 @@ impl fmt::Display for Sentence {
 }
 
 /// The backup's word that it holds every record before `upto`, and how far it has come with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ack {
     /// The term of the log.
     pub term: Term,
@@ -265,7 +265,7 @@ pub struct Ack {
 }
 
 /// The speaker lives. Times are of the primary's clock; the backup only gives them back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
     /// The speaker's term.
     pub term: Term,

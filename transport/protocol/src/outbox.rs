@@ -8,7 +8,7 @@ use crate::limits::{MAX_HELD_BYTES, MAX_HELD_OUTPUTS};
 use crate::time::Instant;
 
 /// What the VMM last said about releasing: how far the backup holds the log, and until when we may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gate {
     /// The backup holds every record before this.
     pub acked: LogOffset,
@@ -35,7 +35,7 @@ impl Gate {
 }
 
 /// How much an outbox holds before it pushes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OutboxLimit {
     /// Outputs.
     pub outputs: usize,
@@ -58,14 +58,14 @@ impl Default for OutboxLimit {
 pub struct Full<T>(pub T);
 
 /// Outputs that wait for their causes to be acked, oldest first. They leave in the order in which they came.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outbox<T> {
     held: VecDeque<Held<T>>,
     bytes: usize,
     limit: OutboxLimit,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Held<T> {
     needs: LogOffset,
     weight: usize,

@@ -58,7 +58,7 @@ pub enum HeartbeatFault {
 }
 
 /// The primary of a term, as long as it has a backup.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Primary {
     term: Term,
     timing: Timing,
@@ -121,6 +121,16 @@ impl Primary {
         self.position = position;
         self.input_bytes += record.input.payload().len() as u64;
         self.window.append((self.outgoing.len() - before) as u64)
+    }
+
+    /// Appends what enters in one window, the last record closing it if `closes`, and gives the offset before the
+    /// first.
+    pub fn append_window(&mut self, position: Position, closes: bool, inputs: &[Input<&[u8]>]) -> LogOffset {
+        let start = self.end();
+        for (nth, input) in (1..).zip(inputs) {
+            self.append(position, closes && nth == inputs.len(), input.borrowed());
+        }
+        start
     }
 
     /// How many bytes of the log wait to be polled.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crate::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
 
 /// One input and the position it enters at: the unit of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record<B = Bytes> {
     /// The window in which the input enters.
     pub position: Position,
@@ -17,7 +17,7 @@ pub struct Record<B = Bytes> {
 }
 
 /// What enters a VM in a window. `B` holds the bytes: a slice on the primary, shared bytes on the backup.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input<B = Bytes> {
     /// The VM is switched on. Enters at position 0 and nowhere else.
     PowerOn {

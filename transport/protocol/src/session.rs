@@ -6,7 +6,7 @@ use crate::limits::{LEASE_MARGIN_DIVISOR, MAX_TIMEOUT, MIN_HEARTBEAT};
 use crate::time::{Duration, Instant};
 
 /// The pair's timing, equal on both hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// How often the primary says that it lives.
     pub heartbeat: Duration,
@@ -148,7 +148,7 @@ pub(crate) fn age(ours: Term, theirs: Term) -> Result<Age, NewerTerm> {
 }
 
 /// When the peer was last heard.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Hearing {
     heard: Instant,
     timeout: Duration,

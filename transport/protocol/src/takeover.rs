@@ -8,7 +8,7 @@ use crate::record::Record;
 use crate::time::Instant;
 
 /// What is to be done next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Deed {
     /// Ask the arbiter for the term after `expected`, and bring back its verdict or its silence.
     Claim {
@@ -30,7 +30,7 @@ pub enum Deed {
 }
 
 /// What the arbiter said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The term is ours.
     Granted {
@@ -57,13 +57,13 @@ pub struct VerdictFault {
 }
 
 /// A claim under way: asked again until there is a verdict, and a verdict is final (I10).
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Claim {
     expected: Term,
     state: ClaimState,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum ClaimState {
     /// Not asked, or to be asked again.
     Due(Instant),
@@ -146,7 +146,7 @@ impl Claim {
 }
 
 /// A backup that lost its primary.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Takeover {
     claim: Claim,
     lease_over: Instant,
@@ -229,7 +229,7 @@ impl Takeover {
 }
 
 /// A primary that lost its backup. Its gate stays as it was: what is acked may leave until the lease is over.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Claiming {
     claim: Claim,
 }

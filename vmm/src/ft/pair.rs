@@ -181,15 +181,13 @@ impl PairSink {
         loop {
             match self.link.wait_room(STOP_LOOK) {
                 Room::Open => break,
-                Room::Full => {}
+                // A window smaller than `SEND_AT` may be full of what nobody was told to send.
+                Room::Full => self.flush(),
                 Room::Lost(_) => return Err(NobodyToLogFor),
             }
         }
         let mut primary = self.link.lock();
-        let start = primary.end();
-        for (nth, input) in (1..).zip(inputs) {
-            primary.append(position, closes && nth == inputs.len(), input.borrowed());
-        }
+        let start = primary.append_window(position, closes, inputs);
         let pause = primary.slowdown();
         let much = primary.unsent_bytes() >= SEND_AT;
         drop(primary);

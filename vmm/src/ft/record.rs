@@ -17,6 +17,7 @@ use crate::stop::Stop;
 use crate::transfer::source::Attention;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
+use lockstep_protocol::window;
 use std::time::Duration;
 
 /// A guest that makes exits without idling sees its clock move at least this often.
@@ -194,7 +195,7 @@ impl Recorder {
                 if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
-                self.order(exit.kick.take(), start.next());
+                self.order(exit.kick.take(), window::needs(start));
                 self.lateness.closed(self.clock.now());
                 return Ok(());
             }
@@ -265,7 +266,7 @@ impl Recorder {
         Some(GuestTime::new(self.clock.now().get().saturating_add(nanos)))
     }
 
-    /// Logs and injects the batch. The mark comes first, so that an output waits for this very position and no more.
+    /// Logs and injects the batch.
     fn enter_batch(
         &mut self,
         machine: &mut Machine,
@@ -276,11 +277,7 @@ impl Recorder {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let first = mark
-            .then_some(Input::Mark)
-            .into_iter()
-            .chain(tick.map(|time| Input::Tick { time }));
-        let inputs: Vec<_> = first.chain(batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
         let entered = self.enter(machine, &inputs);
         drop(inputs);
         self.batch = batch;

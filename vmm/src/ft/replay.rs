@@ -1,8 +1,8 @@
 //! The window of a backup's machine: the records of this position enter, nothing else does.
 //!
-//! The run loop of a backup calls [`Replayer::window`] after every exit. A backup never runs past a window that the
-//! primary has not closed: until then a record for it may still come. It orders nothing from device processes but what
-//! a mirrored disk has to do as well (`mirror.rs`).
+//! The run loop of a backup calls [`Replayer::window`] after every exit. Which record enters when, and that a backup never
+//! runs past a window that the primary has not closed, is decided by the protocol's [`Follower`]. It orders nothing from
+//! device processes but what a mirrored disk has to do as well (`mirror.rs`), and reads no clock.
 
 use super::inject::InjectError;
 use super::mirror::{Mirror, MirrorError};
@@ -10,7 +10,8 @@ use super::port::{DevicePort, follow_driver};
 use crate::machine::{Exit, Machine};
 use bytes::Bytes;
 use lockstep_protocol::ids::Position;
-use lockstep_protocol::record::{Input, Record};
+use lockstep_protocol::record::Record;
+use lockstep_protocol::replay::{Admitted, Follower, Misplaced};
 
 /// Where the records of a backup come from.
 pub trait LogSource: Send {
@@ -44,14 +45,9 @@ pub enum ReplayError {
 /// This machine is no longer the primary's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
-    /// A record is for a position that this machine has passed.
-    #[error("The machine is at position {at}, but the log has a record for {record}")]
-    Passed {
-        /// Where the machine is.
-        at: Position,
-        /// Where the record belongs.
-        record: Position,
-    },
+    /// A record belongs elsewhere.
+    #[error(transparent)]
+    Misplaced(#[from] Misplaced),
     /// A record does not fit.
     #[error("At position {at} a record does not fit the machine")]
     Misfit {
@@ -61,9 +57,6 @@ pub enum Diverged {
         #[source]
         source: InjectError,
     },
-    /// The primary's guest kicked a queue or ended here, ours did not.
-    #[error("At position {0} the primary's guest called for an output, this one did not")]
-    NoOutput(Position),
 }
 
 /// Injects the log into a backup's machine.
@@ -71,7 +64,7 @@ pub struct Replayer {
     source: Box<dyn LogSource>,
     ports: Vec<DevicePort>,
     mirror: Option<Mirror>,
-    ahead: Option<Record<Bytes>>,
+    follower: Follower,
 }
 
 impl Replayer {
@@ -82,7 +75,7 @@ impl Replayer {
             source,
             mirror: Mirror::of(&ports),
             ports,
-            ahead: None,
+            follower: Follower::new(),
         }
     }
 
@@ -116,25 +109,22 @@ impl Replayer {
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
         let at = machine.position();
+        let called = exit.kick.is_some() || exit.end.is_some();
         loop {
-            let Some(record) = self.ahead.take().or_else(|| self.source.next()) else {
+            let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
             };
-            if record.position > at {
-                self.ahead = Some(record);
-                return Ok(Replayed::Closed);
-            }
-            check(&record, at, exit)?;
-            let input = record.input.borrowed();
-            if let Some((mirror, port)) = self.mirrored() {
-                mirror.await_input(port, &input)?;
-            }
-            machine
-                .inject(&input)
-                .map_err(|source| Diverged::Misfit { at, source })?;
-            self.source.executed(at);
-            if record.closes {
-                return Ok(Replayed::Closed);
+            match self
+                .follower
+                .handle_record(record, at, called)
+                .map_err(Diverged::from)?
+            {
+                Admitted::Later => return Ok(Replayed::Closed),
+                Admitted::Enters(record) => self.enter(machine, &record)?,
+                Admitted::EntersLast(record) => {
+                    self.enter(machine, &record)?;
+                    return Ok(Replayed::Closed);
+                }
             }
         }
     }
@@ -163,18 +153,17 @@ impl Replayer {
         let port = self.ports.iter_mut().find(|port| port.id() == device)?;
         Some((mirror, port))
     }
-}
 
-fn check(record: &Record<Bytes>, at: Position, exit: &Exit) -> Result<(), Diverged> {
-    if record.position < at {
-        return Err(Diverged::Passed {
-            at,
-            record: record.position,
-        });
+    fn enter(&mut self, machine: &mut Machine, record: &Record<Bytes>) -> Result<(), ReplayError> {
+        let at = machine.position();
+        let input = record.input.borrowed();
+        if let Some((mirror, port)) = self.mirrored() {
+            mirror.await_input(port, &input)?;
+        }
+        machine
+            .inject(&input)
+            .map_err(|source| Diverged::Misfit { at, source })?;
+        self.source.executed(at);
+        Ok(())
     }
-    let marked = matches!(record.input, Input::Mark);
-    if marked && exit.kick.is_none() && exit.end.is_none() {
-        return Err(Diverged::NoOutput(at));
-    }
-    Ok(())
 }

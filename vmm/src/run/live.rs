@@ -14,6 +14,7 @@ use lockstep_protocol::message;
 use lockstep_protocol::record::Input;
 use lockstep_protocol::session::Parting;
 use lockstep_protocol::takeover::Deed;
+use lockstep_staging::gate::boottime;
 
 /// The log of a host that is alone: nobody reads it, so only its length is kept.
 #[derive(Debug)]
@@ -55,9 +56,11 @@ pub(super) struct Live {
 
 /// Powers the VM on without a backup, or goes on with one that comes from a snapshot.
 pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
+    let began = boottime();
     let last = start::last_term(host)?;
     start::check_nobody_else_lives(host, &last)?;
     let term = start::claim_first(host, last.term)?;
+    start::outlast_leases(host, &last, began);
     ports.iter().for_each(DevicePort::go_live_alone);
     host.monitor.set_role(Role::Alone, term);
     host.monitor.note(What::Live);

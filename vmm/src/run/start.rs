@@ -12,9 +12,11 @@ use lockstep_protocol::log::WindowLimit;
 use lockstep_protocol::message::{Digest, Hello, Image, Role};
 use lockstep_protocol::session::Timing;
 use lockstep_protocol::takeover::Verdict;
+use lockstep_protocol::time::Instant as Moment;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::link::PairConfig;
 use lockstep_quic::state::StateConfig;
+use lockstep_staging::gate::boottime;
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,6 +86,19 @@ pub(super) fn check_nobody_else_lives(host: &Host, last: &LastTerm) -> anyhow::R
             last.term
         ),
         _ => Ok(()),
+    }
+}
+
+/// An earlier start of this node may have been a backup that won its term and ended before it lived: then the other
+/// host may speak until its lease is over (I7). Nothing was echoed any more since this start began.
+pub(super) fn outlast_leases(host: &Host, last: &LastTerm, began: Moment) {
+    if last.term == Term::ZERO {
+        // Nobody ever had a lease.
+        return;
+    }
+    let over = timing(&host.config).lease_over(began);
+    while boottime() < over {
+        thread::sleep(over.saturating_since(boottime()));
     }
 }
 

@@ -1,5 +1,5 @@
 //! A snapshot file: one machine as it stood in one window. A header, then blocks, each with its length and checksum: the
-//! machine's state first, then its memory as [`pages`](crate::transfer::pages) encodes it, then the end.
+//! machine's state first, then its memory as [`pages`] encodes it, then the end.
 //!
 //! `lockstep snapshot` has a running node write one ([`Draft`]), `lockstep run --from` starts from it ([`load`]). What is on
 //! disks is not in it. A file that is not whole has another name.

@@ -33,14 +33,14 @@ pub enum LogFault {
 }
 
 /// Turns the bytes of one log stream back into records, from pieces of any size.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordDecoder {
     cursor: Cursor,
     partial: Partial,
 }
 
 /// The piece of a record that has come so far.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Partial {
     /// Some bytes of its head, maybe none.
     Head {
@@ -59,7 +59,7 @@ impl Partial {
 }
 
 /// All of a record but its payload: `input` holds the payload's length.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RecordHead {
     position: Position,
     closes: bool,
@@ -67,7 +67,7 @@ struct RecordHead {
 }
 
 /// How long a payload is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Payload(usize);
 
 impl Default for RecordDecoder {

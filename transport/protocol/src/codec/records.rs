@@ -20,7 +20,7 @@ pub(super) const CONSOLE: u8 = 7;
 pub(super) const CLOSES: u8 = 0x80;
 
 /// What both ends remember about the record before.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Cursor {
     pub(super) position: Position,
     pub(super) closed: bool,
@@ -35,7 +35,7 @@ impl Cursor {
 }
 
 /// Turns records into the bytes of one log stream.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RecordEncoder {
     cursor: Cursor,
 }

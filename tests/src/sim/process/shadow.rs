@@ -1,0 +1,189 @@
+//! The vCPU of a backup: what the primary executed is executed here, as `vmm/src/ft/replay.rs` and `shadow.rs` do it.
+
+use lockstep_protocol::record::Record;
+use lockstep_protocol::replay::Admitted;
+
+use super::driver::Lost;
+use super::settle::{Claimant, Settling, Survivor};
+use super::{Following, Pair, Part, Process};
+use crate::sim::agenda::Actor;
+use crate::sim::env::Env;
+use crate::sim::guest::Exit;
+use crate::sim::wires::ConnId;
+
+/// So many records are replayed at once at most.
+const BURST: usize = 16;
+
+/// How a piece of replay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replay {
+    /// There may be more.
+    More,
+    /// Nothing more is here.
+    Dry,
+    /// The guest is over.
+    Ends,
+    /// The machine is not the primary's any more.
+    Diverged,
+}
+
+impl Process {
+    /// Follows the log as far as it is here. The loss of the primary is seen first: what is left of its log is
+    /// replayed while the machine of the takeover is there to be asked.
+    pub(super) fn follow(&mut self, env: &mut Env) {
+        if let Some(lost) = self.lost_primary() {
+            return self.suspect_primary(env, lost);
+        }
+        let Part::Following(following) = &mut self.part else {
+            return;
+        };
+        let mut following = std::mem::take(following);
+        let outcome = self.replay(env, &mut following);
+        self.part = Part::Following(following);
+        if let Pair::Backup(end) = &mut self.pair
+            && end.resumes()
+        {
+            self.ring(env, Actor::Driver);
+        }
+        match outcome {
+            Replay::More => self.wake_vcpu_at(env, self.busy_until),
+            Replay::Ends => self.end(env, "the guest of the primary is over, and so is this one"),
+            Replay::Diverged | Replay::Dry => {}
+        }
+    }
+
+    /// Replays what a lost primary left.
+    pub(super) fn replay_rest(&mut self, env: &mut Env) {
+        let Part::Settling(settling) = &mut self.part else {
+            return;
+        };
+        let Claimant::Backup(survivor) = &mut settling.claimant else {
+            return;
+        };
+        let mut following = std::mem::take(&mut survivor.following);
+        let outcome = self.replay(env, &mut following);
+        if let Part::Settling(settling) = &mut self.part
+            && let Claimant::Backup(survivor) = &mut settling.claimant
+        {
+            survivor.following = following;
+        }
+        match outcome {
+            Replay::More => self.wake_vcpu_at(env, self.busy_until),
+            Replay::Ends => self.end(env, "the guest of the lost primary was over, and so is this one"),
+            Replay::Diverged => {}
+            Replay::Dry => self.log_ends(env),
+        }
+    }
+
+    fn replay(&mut self, env: &mut Env, following: &mut Following) -> Replay {
+        for _ in 0..BURST {
+            let exit = match self.window.take() {
+                Some(exit) => exit,
+                None if self.powered => self.guest.step(),
+                // Position 0: the window before the first instruction.
+                None => {
+                    self.powered = true;
+                    Exit::default()
+                }
+            };
+            let Some(record) = following.follower.poll_kept().or_else(|| self.next_record()) else {
+                self.window = Some(exit);
+                return Replay::Dry;
+            };
+            let outcome = self.admit(env, following, record, exit);
+            if outcome != Replay::More {
+                return outcome;
+            }
+            self.busy_until = self.busy_until.max(env.now).later(self.replay_cost(env));
+        }
+        Replay::More
+    }
+
+    fn admit(&mut self, env: &mut Env, following: &mut Following, record: Record, exit: Exit) -> Replay {
+        let called = exit.kick.is_some() || exit.end;
+        let at = self.guest.position();
+        let (record, closes) = match following.follower.handle_record(record, at, called) {
+            Ok(Admitted::Enters(record)) => (record, false),
+            Ok(Admitted::EntersLast(record)) => (record, true),
+            Ok(Admitted::Later) => return Self::close(&exit),
+            Err(misplaced) => {
+                env.accuse("I3", self.desk.host, &misplaced);
+                return Replay::Diverged;
+            }
+        };
+        if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
+            env.accuse("I2", self.desk.host, &misfit);
+            return Replay::Diverged;
+        }
+        following.applied = following.applied.next();
+        if let Pair::Backup(end) = &mut self.pair {
+            end.executed(following.applied, at);
+        }
+        match closes {
+            true => Self::close(&exit),
+            false => {
+                self.window = Some(exit);
+                Replay::More
+            }
+        }
+    }
+
+    /// The window is closed: the guest may run on.
+    fn close(exit: &Exit) -> Replay {
+        match exit.end {
+            true => Replay::Ends,
+            false => Replay::More,
+        }
+    }
+
+    fn next_record(&mut self) -> Option<Record> {
+        if let Part::Settling(settling) = &mut self.part
+            && let Claimant::Backup(survivor) = &mut settling.claimant
+        {
+            return survivor.takeover.poll_deliver();
+        }
+        match &mut self.pair {
+            Pair::Backup(end) => end.deliver(),
+            _ => None,
+        }
+    }
+
+    fn replay_cost(&mut self, env: &mut Env) -> u64 {
+        let slowly = match env.now < env.slow_replay_until {
+            true => 20,
+            false => 1,
+        };
+        env.dice.between(env.plan.replay) * slowly
+    }
+
+    fn suspect_primary(&mut self, env: &mut Env, lost: (ConnId, Lost)) {
+        let Part::Following(following) = &mut self.part else {
+            return;
+        };
+        let (session, Lost { takeover, why, heard }) = lost;
+        env.tell(self.desk.host, || format!("takes over ({why})"));
+        let survivor = Survivor {
+            session,
+            takeover,
+            following: std::mem::take(following),
+            why,
+            replaying: true,
+            heard,
+        };
+        let settling = Settling {
+            claimant: Claimant::Backup(survivor),
+        };
+        self.becomes(env, Part::Settling(Box::new(settling)));
+        self.ring(env, Actor::Vcpu);
+    }
+
+    /// What is left of the session, once it is over.
+    fn lost_primary(&mut self) -> Option<(ConnId, Lost)> {
+        let Pair::Backup(end) = &mut self.pair else {
+            return None;
+        };
+        let lost = (end.conn, end.take_lost()?);
+        self.pair = Pair::Nobody;
+        Some(lost)
+    }
+}
