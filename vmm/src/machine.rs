@@ -56,6 +56,19 @@ pub enum Guest {
     },
 }
 
+impl Guest {
+    /// With a kernel that can be placed as it is.
+    fn prepared(self) -> Result<Self, boot::linux::LinuxError> {
+        Ok(match self {
+            Self::Micro(image) => Self::Micro(image),
+            Self::Linux { kernel, initrd } => Self::Linux {
+                kernel: boot::linux::prepare(&kernel)?.into(),
+                initrd,
+            },
+        })
+    }
+}
+
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -82,7 +95,7 @@ pub struct Machine {
     pub(crate) parts: Parts,
     hook: Option<user_tsc::Hook>,
     template: [u8; 16],
-    /// What a guest that restarts boots again.
+    /// What a guest that restarts boots again, prepared.
     guest: Guest,
 }
 
@@ -113,7 +126,8 @@ impl Machine {
     /// When the host has no memory or KVM for it, or the guest image is bad.
     pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
-        let up = PoweredUp::new(&spec.guest, &memory, &spec.cmdline, spec.devices.len())?;
+        let guest = spec.guest.prepared()?;
+        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, spec.devices.len())?;
         let parts = Parts {
             memory,
             board: up.board,
@@ -134,7 +148,7 @@ impl Machine {
             parts,
             hook: None,
             template: up.template,
-            guest: spec.guest,
+            guest,
         })
     }
 
