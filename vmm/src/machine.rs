@@ -60,6 +60,19 @@ pub enum Guest {
     },
 }
 
+impl Guest {
+    /// With a kernel that can be placed as it is.
+    fn prepared(self) -> Result<Self, boot::linux::LinuxError> {
+        Ok(match self {
+            Self::Micro(image) => Self::Micro(image),
+            Self::Linux { kernel, initrd } => Self::Linux {
+                kernel: boot::linux::prepare(&kernel)?.into(),
+                initrd,
+            },
+        })
+    }
+}
+
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -88,7 +101,7 @@ pub struct Machine {
     template: [u8; 16],
     /// Set while written pages are tracked.
     tracked: Arc<AtomicBool>,
-    /// What a guest that restarts boots again.
+    /// What a guest that restarts boots again, prepared.
     guest: Guest,
 }
 
@@ -119,7 +132,8 @@ impl Machine {
     /// When the host has no memory or KVM for it, or the guest image is bad.
     pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
-        let up = PoweredUp::new(&spec.guest, &memory, &spec.cmdline, spec.devices.len())?;
+        let guest = spec.guest.prepared()?;
+        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, spec.devices.len())?;
         let parts = Parts {
             memory,
             board: up.board,
@@ -140,7 +154,7 @@ impl Machine {
             parts,
             hook: None,
             template: up.template,
-            guest: spec.guest,
+            guest,
             tracked: Arc::new(AtomicBool::new(false)),
         })
     }

@@ -15,6 +15,9 @@ pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 /// The largest guest that fits below the device window without a second region.
 pub const MEMORY_MIB_MAX: u64 = 3072;
 
+/// How much memory is given back at a time. It takes the kernel a while, in which a slow host's heartbeats would wait.
+const CLEAR_BYTES: usize = 1 << 20;
+
 /// Why guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -63,7 +66,10 @@ const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KE
 pub fn clear(memory: &GuestRam) -> Result<(), MemoryError> {
     for region in memory.iter() {
         let place = region.file_offset().expect("guest memory is made of files");
-        fallocate(place.file(), HOLE, place.start(), region.len()).map_err(MemoryError::Clear)?;
+        for at in (0..region.len()).step_by(CLEAR_BYTES) {
+            let length = (region.len() - at).min(CLEAR_BYTES as u64);
+            fallocate(place.file(), HOLE, place.start() + at, length).map_err(MemoryError::Clear)?;
+        }
     }
     Ok(())
 }

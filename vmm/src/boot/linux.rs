@@ -1,7 +1,7 @@
 //! The Linux boot: an unmodified vmlinux or bzImage in memory, entered by the 64-bit boot protocol.
 //!
-//! The machine builder calls [`Boot::load`] before the first exit. The kernel is unpacked on the host ([`bzimage`]),
-//! freed of `rdtsc` ([`rewrite`]), and finds its devices by ACPI ([`acpi`]). Its first randomness is the seed of the
+//! The machine builder calls [`prepare`] once and [`Boot::load`] before the first exit, again for a guest that restarts.
+//! The kernel is unpacked on the host ([`bzimage`]), freed of `rdtsc` ([`rewrite`]), and finds its devices by ACPI ([`acpi`]). Its first randomness is the seed of the
 //! `PowerOn` input, which [`SeedPlace::write`] lays down. Nothing here runs after power-on.
 //!
 //! [`bzimage`]: super::bzimage
@@ -83,7 +83,7 @@ pub enum LinuxError {
 /// What is booted.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot<'a> {
-    /// A vmlinux or bzImage.
+    /// What [`prepare`] made of the kernel.
     pub kernel: &'a [u8],
     /// The initial file system; empty for none.
     pub initrd: &'a [u8],
@@ -106,21 +106,31 @@ impl SeedPlace {
     }
 }
 
+/// A vmlinux or bzImage as it is placed: unpacked, and freed of what must not be executed. Done once in a VM's life,
+/// however often its guest restarts: it takes longer than the rest.
+///
+/// # Errors
+/// When it is no kernel.
+pub fn prepare(kernel: &[u8]) -> Result<Vec<u8>, LinuxError> {
+    let mut kernel = bzimage::unpack(kernel)?.into_owned();
+    let sites = rewrite::rewrite(&mut kernel)?;
+    tracing::info!(
+        rdtsc = sites.rdtsc,
+        vdso = sites.vdso,
+        cr4 = sites.cr4,
+        "Rewrote instructions of the kernel"
+    );
+    Ok(kernel)
+}
+
 impl Boot<'_> {
     /// Places everything and points the vCPU at the kernel's entry.
     ///
     /// # Errors
     /// When the kernel is no kernel, something does not fit, or KVM refuses the registers.
     pub fn load(&self, memory: &GuestRam, vcpu: &VcpuFd) -> Result<SeedPlace, LinuxError> {
-        let mut kernel = bzimage::unpack(self.kernel)?.into_owned();
-        let sites = rewrite::rewrite(&mut kernel)?;
-        tracing::info!(
-            rdtsc = sites.rdtsc,
-            vdso = sites.vdso,
-            cr4 = sites.cr4,
-            "Rewrote instructions of the kernel"
-        );
-        let loaded = Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(LinuxError::Kernel)?;
+        let loaded =
+            Elf::load(memory, None, &mut Cursor::new(self.kernel), None).map_err(LinuxError::Kernel)?;
         let initrd = self.place_initrd(memory, loaded.kernel_end)?;
         let cmdline = self.place_cmdline(memory)?;
         let tables = acpi::tables(self.devices);

@@ -9,6 +9,7 @@ use crate::memory;
 use crate::virtio::mmio::MmioDevice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 impl Machine {
     /// Starts the guest anew, or waits for another input as long as a device still has something to do for the old
@@ -24,7 +25,9 @@ impl Machine {
                 ..Exit::default()
             });
         }
+        let start = Instant::now();
         memory::clear(&parts.memory)?;
+        let cleared = start.elapsed();
         let up = PoweredUp::new(&self.guest, &parts.memory, &parts.cmdline, parts.devices.len())?;
         (self.vcpu, self.vm, self.hook) = (up.vcpu, Arc::new(up.vm), None);
         (parts.board, parts.seed) = (up.board, up.seed);
@@ -36,7 +39,12 @@ impl Machine {
         let position = parts.position.get().to_le_bytes();
         parts.power_on(*blake3::keyed_hash(&parts.randomness, &position).as_bytes());
         parts.restarts = false;
-        tracing::info!(position = %parts.position, "The guest restarts");
+        tracing::info!(
+            position = %parts.position,
+            cleared_in = ?cleared,
+            done_in = ?start.elapsed(),
+            "The guest restarts"
+        );
         Ok(Exit {
             restarted: true,
             ..Exit::default()
