@@ -5,8 +5,8 @@
 //! on any host. Killing the QEMU is a power cut. The test machine itself is the outside: clients and arbiter.
 //!
 //! Read in this order: this file (what `cargo xtask lab` does), [`scenario`] (the stories), [`world`] (hosts, disk,
-//! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`]
-//! and [`guest_image`] (what is booted), [`room`] (why nothing is left when a lab ends).
+//! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`],
+//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`room`] (why nothing is left when a lab ends).
 
 pub mod agent;
 pub mod config;
@@ -14,13 +14,17 @@ pub mod guest_image;
 pub mod host;
 pub mod host_image;
 pub mod packages;
+pub mod pgbench;
+pub mod postgres_image;
 pub mod report;
 pub mod room;
 pub mod scenario;
+pub mod stock;
 pub mod tree;
 pub mod wires;
 pub mod world;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -45,7 +49,7 @@ pub struct LabArgs {
     #[arg(long, value_enum, default_value_t = Guest::Debian)]
     pub guest: Guest,
     /// Whose the guest's disk is
-    #[arg(long, value_enum, default_value_t = Disks::Shared)]
+    #[arg(long, value_enum, default_value_t = Disks::Mirror)]
     pub disk: Disks,
     /// How often, where a story can be told often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -97,9 +101,9 @@ pub fn run(args: &LabArgs) -> anyhow::Result<()> {
         return play(args);
     }
     if args.install {
-        packages::install()?;
+        packages::install(args.guest)?;
     }
-    packages::check()?;
+    packages::check(args.guest)?;
     if args.programs.is_none() {
         build(args)?;
     }
@@ -154,9 +158,21 @@ fn tell(args: &LabArgs, report: &Report) -> anyhow::Result<()> {
 fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
     let kernel = packages::kernel()?;
     let programs = args.programs.clone().unwrap_or_else(|| target().join("release"));
+    let (initramfs, disk) = (folder.join("guest-image"), folder.join("guest.raw"));
     let guest = match args.guest {
-        Guest::Micro => None,
-        Guest::Debian => Some(guest_image::build(&folder.join("guest-image"), &kernel)?),
+        Guest::Micro => {
+            File::create(&disk)?.set_len(MICRO_DISK_BYTES)?;
+            None
+        }
+        Guest::Debian => {
+            guest_image::make_disk(&disk)?;
+            Some(guest_image::build(&initramfs, &kernel)?)
+        }
+        Guest::Postgres => {
+            let initramfs = postgres_image::build(&initramfs, &kernel)?;
+            postgres_image::make_disk(&disk, &initramfs, &kernel)?;
+            Some(initramfs)
+        }
     };
     let examples = match args.name {
         Name::Replay => vec![programs.join("examples").join(replay::EXAMPLE)],
@@ -174,6 +190,8 @@ fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
         disks: args.disk,
         kernel,
         image,
+        initramfs: guest,
+        disk,
         programs,
         folder: folder.into(),
     })
@@ -205,4 +223,5 @@ fn limit(args: &LabArgs) -> Duration {
     LIMIT * worlds
 }
 
+const MICRO_DISK_BYTES: u64 = 64 << 20;
 const LIMIT: Duration = Duration::from_secs(600);

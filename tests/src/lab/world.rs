@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::agent;
 use super::config::{self, Disks, Guest};
-use super::guest_image;
 use super::host::{self, Host};
 use super::host_image::{CONSOLE_PORT, LOG_PORT, PROGRAMS};
-use super::wires::{GUEST, NODES, Node, Wire};
+use super::pgbench;
+use super::wires::{NODES, Node, Wire};
 use crate::qemu::packages::Kernel;
 use crate::qemu::processes::{Process, eventually};
 
@@ -31,6 +31,10 @@ pub struct Setting {
     pub kernel: Kernel,
     /// The image of the hosts.
     pub image: PathBuf,
+    /// The file system that the guest starts from, if it has one.
+    pub initramfs: Option<PathBuf>,
+    /// What the guest's disk is at first.
+    pub disk: PathBuf,
     /// The folder with our programs.
     pub programs: PathBuf,
     /// The lab's folder; each world has one in it.
@@ -63,10 +67,8 @@ impl World {
         fs::create_dir_all(&folder)?;
         let lockstep = setting.programs.join("lockstep");
         make_keys(&lockstep, &folder.join("keys"))?;
-        let first = disk(&folder, setting.disks, Node::A);
-        make_disk(setting.guest, &first)?;
-        if setting.disks == Disks::Mirror {
-            fs::copy(&first, disk(&folder, setting.disks, Node::B))?;
+        for node in NODES {
+            copy_disk(&setting.disk, &disk(&folder, setting.disks, node))?;
         }
         let arbiter = start_arbiter(&setting.programs, &folder)?;
         let [a, b] = NODES.map(|node| {
@@ -136,7 +138,7 @@ impl World {
         let patience = self.guest.boot_time();
         let mut asked = 0_u32;
         eventually("the guest's server to answer", patience, || {
-            if outside::answers(GUEST)? {
+            if answers(self.guest)? {
                 return Ok(Some(()));
             }
             // Seldom: it costs the host more than it costs us.
@@ -273,6 +275,14 @@ impl World {
     }
 }
 
+/// Whether the guest's server answers now.
+fn answers(guest: Guest) -> anyhow::Result<bool> {
+    match guest {
+        Guest::Micro | Guest::Debian => outside::answers(guest.server()),
+        Guest::Postgres => pgbench::answers(guest.server()),
+    }
+}
+
 fn make_keys(lockstep: &Path, folder: &Path) -> anyhow::Result<()> {
     let made = Command::new(lockstep)
         .args(["keys", "--dir"])
@@ -293,10 +303,16 @@ fn disk(folder: &Path, disks: Disks, node: Node) -> PathBuf {
     }
 }
 
-fn make_disk(guest: Guest, path: &Path) -> anyhow::Result<()> {
-    match guest {
-        Guest::Micro => Ok(File::create(path)?.set_len(MICRO_DISK_BYTES)?),
-        Guest::Debian => guest_image::make_disk(path),
+/// A copy of a disk that is sparse where it holds nothing.
+fn copy_disk(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let status = Command::new("cp")
+        .arg("--sparse=always")
+        .args([from, to])
+        .status()
+        .context("Cannot run cp")?;
+    match status.success() {
+        true => Ok(()),
+        false => bail!("Cannot copy {} to {}", from.display(), to.display()),
     }
 }
 
@@ -317,7 +333,6 @@ const TYPED: &str = "/run/typed";
 const ENDED: &str = "/run/ended";
 /// Where configuration and keys lie on a host.
 const DIR: &str = "/lab";
-const MICRO_DISK_BYTES: u64 = 64 << 20;
 const START_TIME: Duration = Duration::from_secs(60);
 /// Questions that the guest does not answer before a look at whether its host still runs it.
 const ASKED_A_LOOK: u32 = 8;
