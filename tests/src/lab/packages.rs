@@ -7,7 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::config::Guest;
 use crate::qemu::packages::{self, Kernel, find_program};
 use crate::qemu::suite::target;
 
@@ -26,6 +25,13 @@ const TOOLS: [(&str, &str); 13] = [
     ("debugfs", "e2fsprogs"),
     ("strip", "binutils"),
     ("xz", "xz-utils"),
+];
+
+/// The same, for who follows README.
+const README_TOOLS: [(&str, &str); 3] = [
+    ("debootstrap", "debootstrap"),
+    ("redis-cli", "redis-tools"),
+    ("bash", "bash"),
 ];
 
 /// The kernel of hosts and guests.
@@ -48,21 +54,30 @@ pub fn postgres() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("There is no PostgreSQL in {POSTGRES} (package postgresql): {HOW}"))
 }
 
+/// What some stories need beyond what all do.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// A PostgreSQL server and its clients.
+    pub postgres: bool,
+    /// What makes a Debian, and what README types on a client.
+    pub debootstrap: bool,
+}
+
 /// Says which program is missing.
-pub fn check(guest: Guest) -> anyhow::Result<()> {
-    match missing(guest).first() {
+pub fn check(needs: Needs) -> anyhow::Result<()> {
+    match missing(needs).first() {
         None => kernel().map(drop),
         Some((program, package)) => bail!("{program} (package {package}) is missing: {HOW}"),
     }
 }
 
 /// Gets what is missing, as root. The kernel is unpacked into a folder and never installed.
-pub fn install(guest: Guest) -> anyhow::Result<()> {
-    if check(guest).is_ok() {
+pub fn install(needs: Needs) -> anyhow::Result<()> {
+    if check(needs).is_ok() {
         return Ok(());
     }
     packages::install(&kernel_folder())?;
-    let mut packages: Vec<_> = missing(guest).into_iter().map(|(_, package)| package).collect();
+    let mut packages: Vec<_> = missing(needs).into_iter().map(|(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -78,15 +93,18 @@ pub fn install(guest: Guest) -> anyhow::Result<()> {
     if !status.success() {
         bail!("apt-get could not install {}", packages.join(", "));
     }
-    check(guest)
+    check(needs)
 }
 
-fn missing(guest: Guest) -> Vec<(&'static str, &'static str)> {
+fn missing(needs: Needs) -> Vec<(&'static str, &'static str)> {
     let tools = TOOLS
         .into_iter()
         .filter(|(program, _)| find_program(program).is_none());
-    let server = (guest == Guest::Postgres && postgres().is_err()).then_some(("postgres", "postgresql"));
-    tools.chain(server).collect()
+    let readme = README_TOOLS
+        .into_iter()
+        .filter(|(program, _)| needs.debootstrap && find_program(program).is_none());
+    let server = (needs.postgres && postgres().is_err()).then_some(("postgres", "postgresql"));
+    tools.chain(readme).chain(server).collect()
 }
 
 /// The same unpacked kernel as the plain-QEMU suite's.

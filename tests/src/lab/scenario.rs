@@ -5,6 +5,7 @@ pub mod failover;
 pub mod idle;
 pub mod postgres;
 pub mod power;
+pub mod readme;
 pub mod replay;
 pub mod wan;
 

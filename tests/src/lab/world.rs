@@ -150,6 +150,15 @@ impl World {
         })
     }
 
+    /// Runs a command line on a host until it ends by itself; its log goes where a node's does.
+    pub fn run_in_background(&self, node: Node, line: &str) -> anyhow::Result<()> {
+        self.host(node)
+            .run(&format!(
+                "setsid {line} > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
+            ))
+            .map(drop)
+    }
+
     /// Ends the VM on all living hosts.
     pub fn power_off(&mut self) -> anyhow::Result<()> {
         for node in NODES {
