@@ -86,6 +86,8 @@ pub fn build(folder: &Path, parts: &Parts<'_>) -> anyhow::Result<PathBuf> {
             tree.copy(guest, &format!("{within}/initrd"))?;
         }
         State::Bare { boot } => {
+            let arbiter = "lockstep-arbiter";
+            tree.own_program(&parts.programs.join(arbiter), &format!("{within}/{arbiter}"))?;
             tree.program(&tool("bash")?, &format!("{within}/bash"))?;
             tree.folder(boot, "etc/lockstep")?;
         }

@@ -57,7 +57,7 @@ pub struct World {
     guest: Guest,
     disks: Disks,
     folder: PathBuf,
-    _arbiter: Process,
+    arbiter: Option<Process>,
 }
 
 impl World {
@@ -85,7 +85,7 @@ impl World {
             guest: setting.guest,
             disks: setting.disks,
             folder,
-            _arbiter: arbiter,
+            arbiter: Some(arbiter),
         };
         for node in NODES {
             world.host_mut(node).wait_until_ready()?;
@@ -148,6 +148,11 @@ impl World {
             }
             Ok(None)
         })
+    }
+
+    /// Ends the arbiter, for a story that brings its own.
+    pub fn dismiss_arbiter(&mut self) {
+        self.arbiter = None;
     }
 
     /// Runs a command line on a host until it ends by itself; its log goes where a node's does.

@@ -3,7 +3,8 @@
 //! behind the name that README has for it; the arbiter is the service, for which README's own lines are taken out of their
 //! comment; and the timing is the lab's, since everything in an emulated host takes many times as long.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -24,14 +25,17 @@ use crate::qemu::processes::{Process, eventually};
 pub fn play(order: &Order) -> anyhow::Result<Report> {
     let readme = Readme::read()?;
     let mut world = World::build(&order.setting, "readme")?;
+    world.dismiss_arbiter();
     let begin = std::time::Instant::now();
     let checks = install(&world, &readme)?;
     make_keys(&world, &readme)?;
     for node in NODES {
         bash(&world, node, &readme.block("3. ", "sh", "tuntap")?)?;
     }
-    let _arbiter = start_arbiter(order, &world, &readme)?;
-    configure(&world, &readme)?;
+    let mut arbiter = start_arbiter(order, &world, &readme)?;
+    let configured = configure(&world, &readme);
+    arbiter.check()?;
+    configured?;
     start(&mut world, &readme).with_context(|| world.last_words())?;
     let up = begin.elapsed();
     let status = last_line(&readme.block("8. ", "sh", "status")?).replace("--node a", "--node b");
@@ -112,6 +116,7 @@ fn start_arbiter(order: &Order, world: &World, readme: &Readme) -> anyhow::Resul
         let text = world.host(Node::A).run(&format!("cat {KEYS}/{name}"))?;
         fs::write(folder.join("keys").join(name), text)?;
     }
+    fs::set_permissions(folder.join("keys/arbiter.key"), Permissions::from_mode(0o600))?;
     let text = readme.block("5. ", "toml", "listen")?;
     let terms = folder.join("terms").display().to_string();
     fs::write(
