@@ -88,7 +88,9 @@ pub fn build(folder: &Path, parts: &Parts<'_>) -> anyhow::Result<PathBuf> {
         State::Bare { boot } => {
             let arbiter = "lockstep-arbiter";
             tree.own_program(&parts.programs.join(arbiter), &format!("{within}/{arbiter}"))?;
-            tree.program(&tool("bash")?, &format!("{within}/bash"))?;
+            for name in ["bash", "socat"] {
+                tree.program(&tool(name)?, &format!("{within}/{name}"))?;
+            }
             tree.folder(boot, "etc/lockstep")?;
         }
     }

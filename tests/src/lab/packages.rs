@@ -28,9 +28,10 @@ const TOOLS: [(&str, &str); 13] = [
 ];
 
 /// The same, for who follows README.
-const README_TOOLS: [(&str, &str); 3] = [
+const README_TOOLS: [(&str, &str); 4] = [
     ("debootstrap", "debootstrap"),
     ("redis-cli", "redis-tools"),
+    ("socat", "socat"),
     ("bash", "bash"),
 ];
 

@@ -150,16 +150,25 @@ impl World {
         })
     }
 
+    /// Copies host a's image of a mirrored disk over host b's, as one has to after host a ran the VM alone. No node may run.
+    pub fn copy_image(&self) -> anyhow::Result<()> {
+        match self.disks {
+            Disks::Shared => Ok(()),
+            Disks::Mirror => copy_disk(&self.disk(Node::A), &self.disk(Node::B)),
+        }
+    }
+
     /// Ends the arbiter, for a story that brings its own.
     pub fn dismiss_arbiter(&mut self) {
         self.arbiter = None;
     }
 
-    /// Runs a command line on a host until it ends by itself; its log goes where a node's does.
-    pub fn run_in_background(&self, node: Node, line: &str) -> anyhow::Result<()> {
+    /// Starts a node by a command line of one's own, and keeps its log, and what its console's socket says.
+    pub fn start_by_hand(&self, node: Node, line: &str, console: &str) -> anyhow::Result<()> {
         self.host(node)
             .run(&format!(
-                "setsid {line} > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
+                "setsid {line} > {LOG_PORT} 2>&1 < /dev/null &\n\
+                 setsid socat -u UNIX-CONNECT:{console},retry=60,interval=1 OPEN:{CONSOLE_PORT} > /dev/null 2>&1 < /dev/null &"
             ))
             .map(drop)
     }

@@ -185,7 +185,8 @@ fn start(world: &mut World, readme: &Readme) -> anyhow::Result<()> {
         anyhow::Ok(line.split('#').next().unwrap_or_default().trim().to_owned())
     };
     for (node, place) in [(Node::B, "# on b"), (Node::A, "# on a")] {
-        world.run_in_background(node, &on(place)?)?;
+        let console = format!("/run/lockstep/shop-{}/console.sock", node.name());
+        world.start_by_hand(node, &on(place)?, &console)?;
     }
     let client = on("# on a client")?;
     eventually("the guest to answer", BOOT_TIME, || {

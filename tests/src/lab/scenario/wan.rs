@@ -21,6 +21,7 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     world.power_on(Protection::None)?;
     let alone = outside::measure(GUEST, order.clients, MEASURE)?;
     world.power_off()?;
+    world.copy_image()?;
 
     world.worsen(Wire::Pair, &order.netem)?;
     world.power_on(Protection::Pair)?;
