@@ -13,7 +13,7 @@ use crate::qemu::packages::Kernel;
 
 /// The folder on the disk that redis keeps its files in.
 pub const DATA: &str = "redis";
-const DISK_BYTES: u64 = 128 << 20;
+const DISK_BYTES: u64 = 64 << 20;
 /// Lockstep shows virtio-mmio; PCI is for looking at this guest under any other VMM.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"];
 /// How redis is run, in the guest and on what is left of its disk.

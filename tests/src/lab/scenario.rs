@@ -179,4 +179,4 @@ fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Resu
 
 /// For each connection, as many replies as it can have had in flight, and as many again.
 const MORE_REPLIES: u64 = 32;
-const REPLIES_TIME: Duration = Duration::from_secs(60);
+const REPLIES_TIME: Duration = Duration::from_secs(120);
