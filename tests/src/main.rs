@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, fuzz, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -54,6 +54,18 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Feed what peers, guests, device processes and files could say to libFuzzer
+    Fuzz {
+        /// Only the targets with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// How long each of them runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Explore every order in which few things can happen to a pair with a short log
     Model {
         /// More of everything: some minutes
@@ -99,6 +111,7 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
+        Task::Fuzz { only, seconds, json } => fuzz::suite::run(&only, seconds, json),
         Task::Model { deep, json } => sim::suite::model(deep, json),
         Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {
