@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use lockstep_protocol::ids::{DeviceId, Head, QueueIndex};
 use lockstep_staging::chain::{Chain, Table};
+use lockstep_vmm::memory::GuestRam;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioDeed, MmioDevice};
 use vhost_blk_ft::request::{Bounds, Command, Request};
 use vhost_net_ft::frame::{copy_frame, is_frame_length};
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// How much memory the guest has: a few tables and buffers.
@@ -21,7 +23,8 @@ const DISK: Bounds = Bounds {
     transfer_max: 32 << 10,
 };
 
-fn memory_of(bytes: &[u8]) -> GuestMemoryMmap {
+/// Memory as a device process maps it (`B` is nothing), or as the VMM does.
+fn memory_of<B: NewBitmap>(bytes: &[u8]) -> GuestMemoryMmap<B> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
         .expect("there is memory for a guest as small as this");
     let bytes = &bytes[..bytes.len().min(MEMORY)];
@@ -43,7 +46,7 @@ fn table_and_head(first: u8, head: u8) -> (Table, Head) {
 /// A chain that shall be a frame.
 pub(super) fn net_chain(bytes: &[u8]) {
     let [first, head, rest @ ..] = bytes else { return };
-    let memory = memory_of(rest);
+    let memory = memory_of::<()>(rest);
     let (table, head) = table_and_head(*first, *head);
     let Ok(chain) = Chain::read(&memory, table, head) else {
         return;
@@ -60,7 +63,7 @@ pub(super) fn net_chain(bytes: &[u8]) {
 /// A chain that shall be a request to a disk.
 pub(super) fn blk_chain(bytes: &[u8]) {
     let [first, head, rest @ ..] = bytes else { return };
-    let memory = memory_of(rest);
+    let memory = memory_of::<()>(rest);
     let table = vhost_blk_ft::chain::Table {
         start: GuestAddress(TABLE),
         size: 1 << (first % 9),
@@ -120,7 +123,7 @@ pub(super) fn virtio_mmio(bytes: &[u8]) {
 }
 
 /// What the machine lets enter, as an injected record would.
-fn enter(device: &mut MmioDevice, memory: &Arc<GuestMemoryMmap>, value: &[u8]) {
+fn enter(device: &mut MmioDevice, memory: &Arc<GuestRam>, value: &[u8]) {
     let [queue, head, count, what] = value else { return };
     let Some(ring) = device.ring_mut(QueueIndex::new(u16::from(*queue % 3))) else {
         return;

@@ -32,6 +32,8 @@ pub(super) fn setup(bytes: &[u8]) {
         kind: DeviceKind::Net,
         features: 0,
         config: vec![0; 12],
+        is_mirrored: false,
+        image: None,
         release: "fuzzed".into(),
     };
     let ours = socket(
@@ -45,7 +47,7 @@ pub(super) fn setup(bytes: &[u8]) {
     connect(ours.as_raw_fd(), &address).expect("somebody listens");
     let packet = &bytes[..bytes.len().min(PACKET_MAX)];
     send(ours.as_raw_fd(), packet, MsgFlags::empty()).expect("a packet fits the socket");
-    let outcome = listener.accept(&facts);
+    let outcome = listener.accept(DeviceKind::Net, |_| Ok(facts));
     assert!(outcome.is_err(), "a set-up without memory is refused");
     let mut answer = [0; PACKET_MAX];
     // A packet that is no request at all may be hung up on without an answer.
