@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -54,6 +54,18 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Feed what peers, guests, device processes and files could say to libFuzzer
+    Fuzz {
+        /// Only the targets with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// How long each of them runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Explore every order in which few things can happen to a pair with a short log
     Model {
         /// More of everything: some minutes
@@ -87,6 +99,18 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Let one fault after the other strike real programs; what clients saw must be one server's doing
+    Faults {
+        /// How many faults
+        #[arg(long, value_name = "N", default_value_t = 500)]
+        faults: u32,
+        /// What happens, and when; a life that went wrong is told again by its own seed
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -99,6 +123,7 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
+        Task::Fuzz { only, seconds, json } => fuzz::suite::run(&only, seconds, json),
         Task::Model { deep, json } => sim::suite::model(deep, json),
         Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {
@@ -107,6 +132,7 @@ fn main() -> ExitCode {
             disk,
             json,
         } => kill_points::run(points, seed, disk, json),
+        Task::Faults { faults, seed, json } => faults::run(faults, seed, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -165,6 +165,7 @@ impl Plan {
             stream_window: 8 * flood,
             delay: (20 * US, 200 * US),
             losses: 0,
+            departure: (US, 10 * MS),
             think: (MS / 2, 2 * MS),
             kept: 0,
             padding: flood,

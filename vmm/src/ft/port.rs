@@ -270,6 +270,13 @@ impl DevicePort {
     }
 }
 
+impl Drop for DevicePort {
+    /// The process is free to go.
+    fn drop(&mut self) {
+        self.alive.given.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Liveness {
     fn new(kind: DeviceKind) -> Self {
         Self {
