@@ -258,6 +258,8 @@ fn build(args: &LabArgs) -> anyhow::Result<()> {
 fn limit(args: &LabArgs) -> Duration {
     let worlds = match args.name {
         Name::Failover | Name::Cut => args.runs,
+        // The guest is a whole Debian.
+        Name::Readme => 2,
         _ => 1,
     };
     LIMIT * worlds
