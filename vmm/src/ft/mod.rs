@@ -4,6 +4,7 @@
 mod batch;
 pub mod clock;
 pub mod die;
+mod gates;
 pub mod inject;
 pub mod lateness;
 pub mod mirror;
