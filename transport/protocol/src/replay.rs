@@ -190,10 +190,7 @@ mod tests {
     #[test]
     fn a_delta_of_a_later_position_waits_until_the_vm_has_come_there() {
         let mut follower = follower();
-        assert_eq!(
-            follower.handle_record(pages(8), HERE, false),
-            Ok(Admitted::Later)
-        );
+        assert_eq!(follower.handle_record(pages(8), HERE, false), Ok(Admitted::Later));
         let kept = follower.poll_kept().unwrap();
         assert_eq!(
             follower.handle_record(kept, HERE.next(), false),

@@ -146,7 +146,9 @@ fn encode(machine: &Machine, written: &[Page]) -> Vec<Bytes> {
 pub fn apply(machine: &mut Machine, pages: &[Bytes], end: &[u8]) -> Result<(), DeltaError> {
     let state = unpack(end)?;
     machine.become_like(&state, |memory| -> Result<(), BadPages> {
-        pages.iter().try_for_each(|piece| pages::apply(piece, memory).map(drop))
+        pages
+            .iter()
+            .try_for_each(|piece| pages::apply(piece, memory).map(drop))
     })
 }
 

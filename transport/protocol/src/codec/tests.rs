@@ -261,7 +261,12 @@ fn a_delta_and_nothing_else_opens_a_closed_window_again() {
     let tick_after = |delta: &[u8]| [&closed[..], delta, &[0x83, 0, 2]].concat();
     let [pages, end] = [&[8, 0, 1, 7][..], &[9, 0, 1, 7]];
     assert_eq!(decode(vec![Bytes::from(tick_after(end))]).unwrap().len(), 3);
-    assert_eq!(decode(vec![Bytes::from(tick_after(&[pages, end].concat()))]).unwrap().len(), 4);
+    assert_eq!(
+        decode(vec![Bytes::from(tick_after(&[pages, end].concat()))])
+            .unwrap()
+            .len(),
+        4
+    );
     assert_eq!(fault(&tick_after(&[])), LogFault::WindowClosed(Position::new(5)));
 }
 

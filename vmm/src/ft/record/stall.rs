@@ -12,7 +12,7 @@ use lockstep_protocol::window;
 use std::time::{Duration, Instant};
 
 /// A guest without a clock of its own to wait for sees time move at least this often.
-const CLOCK_EVERY: Duration = Duration::from_millis(10);
+const CLOCK_EVERY: Duration = Duration::from_millis(5);
 /// A delta that time alone asks for is made when this many times what the last one took has passed: so the guest keeps at
 /// least so much of its processor.
 const RUN_SHARE: u32 = 4;
@@ -64,7 +64,9 @@ impl Recorder {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let end = Input::DeltaEnd { bytes: &delta.end[..] };
+        let end = Input::DeltaEnd {
+            bytes: &delta.end[..],
+        };
         let inputs: Vec<_> = window::entries(false, Some(now), batch.inputs()).collect();
         let logged: Vec<_> = std::iter::once(end).chain(inputs.iter().cloned()).collect();
         let appended = self.sink.append(position, &logged);
