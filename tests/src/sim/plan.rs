@@ -171,6 +171,8 @@ impl Plan {
             think: (MS / 2, 2 * MS),
             kept: 0,
             padding: flood,
+            // Drawn for another timing: a host that loses power is down for longer than its last words are on their way.
+            departure: (10 * US, self.departure.1.min(nanos(Timing::default().lease))),
             kinds: vec![Kind::Stall, Kind::Stall, Kind::SlowReplay, Kind::Crash],
             gap: (20 * MS, 400 * MS),
             fault: (50 * MS, 500 * MS),

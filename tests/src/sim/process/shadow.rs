@@ -174,7 +174,7 @@ impl Process {
             heard,
         };
         let settling = Settling {
-            claimant: Claimant::Backup(survivor),
+            claimant: Claimant::Backup(Box::new(survivor)),
         };
         self.becomes(env, Part::Settling(Box::new(settling)));
         self.ring(env, Actor::Vcpu);

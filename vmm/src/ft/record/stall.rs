@@ -38,7 +38,8 @@ impl Recorder {
         self.batch.add_typed(&self.typed.take());
         let now = self.clock.now();
         let waiting = self.batch.wakes_guest();
-        if !waiting && !(is_late(machine, now) && Instant::now() >= self.next_stall) {
+        let time_wants_in = is_late(machine, now) && Instant::now() >= self.next_stall;
+        if !waiting && !time_wants_in {
             return Ok(());
         }
         self.lateness.opened(now, waiting);
