@@ -43,7 +43,7 @@ pub fn run(install: bool) -> anyhow::Result<()> {
 }
 
 /// The workspace.
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("this crate lies in the workspace")
