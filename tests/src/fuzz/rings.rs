@@ -15,6 +15,7 @@ use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
 use lockstep_protocol::time::Instant;
 use lockstep_staging::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
 use lockstep_staging::{DeviceEnd, DeviceFacts, DeviceKind, DeviceListener, Mode, Order, VmmEnd, VmmFacts};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
     accept4, bind, connect, listen, recvmsg, sendmsg, socket,
@@ -69,9 +70,9 @@ fn workshop() -> &'static Mutex<Workshop> {
 
 /// Passes one set-up on to a real device's end, and keeps a look at the memory that came with it.
 fn serve(door: RawFd, behind: &Path, listener: &DeviceListener) -> Device {
-    let vmm = accept4(door, SockFlag::SOCK_CLOEXEC).expect("somebody connects in time");
+    let vmm = again(|| accept4(door, SockFlag::SOCK_CLOEXEC)).expect("somebody connects in time");
     let through = seqpacket();
-    connect(through.as_raw_fd(), &address(behind)).expect("the device's end listens");
+    again(|| connect(through.as_raw_fd(), &address(behind))).expect("the device's end listens");
     let (request, descriptors) = receive(vmm);
     let path = format!(
         "/proc/self/fd/{}",
@@ -116,21 +117,29 @@ fn address(path: &Path) -> UnixAddr {
     UnixAddr::new(path).expect("the path is short")
 }
 
+/// libFuzzer's clock interrupts whatever waits.
+fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 fn receive(from: RawFd) -> (Vec<u8>, Vec<RawFd>) {
     let mut packet = vec![0; PACKET_MAX];
-    let mut space = nix::cmsg_space!([RawFd; 3]);
-    let mut slices = [IoSliceMut::new(&mut packet)];
-    let message = recvmsg::<()>(from, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
-        .expect("the other side is there");
-    let length = message.bytes;
-    let rights = message
-        .cmsgs()
-        .expect("there is room for three")
-        .filter_map(|control| match control {
+    let (length, descriptors) = again(|| {
+        let mut space = nix::cmsg_space!([RawFd; 3]);
+        let mut slices = [IoSliceMut::new(&mut packet)];
+        let message = recvmsg::<()>(from, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let rights = message.cmsgs()?.filter_map(|control| match control {
             ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         });
-    let descriptors = rights.flatten().collect();
+        Ok((message.bytes, rights.flatten().collect()))
+    })
+    .expect("the other side is there");
     packet.truncate(length);
     (packet, descriptors)
 }
@@ -138,7 +147,7 @@ fn receive(from: RawFd) -> (Vec<u8>, Vec<RawFd>) {
 fn send(to: RawFd, packet: &[u8], descriptors: &[RawFd]) {
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control = if descriptors.is_empty() { &[][..] } else { &rights };
-    sendmsg::<()>(to, &[IoSlice::new(packet)], control, MsgFlags::empty(), None)
+    again(|| sendmsg::<()>(to, &[IoSlice::new(packet)], control, MsgFlags::empty(), None))
         .expect("a packet fits the socket");
 }
 

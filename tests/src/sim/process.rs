@@ -88,12 +88,22 @@ impl Part {
 }
 
 /// A backup's way through the log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Following {
     follower: Follower,
     applied: LogOffset,
     /// Where the log begins.
     start: LogOffset,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        Self {
+            follower: Follower::new(DELTA_BYTES_MAX),
+            applied: LogOffset::ZERO,
+            start: LogOffset::ZERO,
+        }
+    }
 }
 
 /// What the process knows of the other host.
@@ -136,6 +146,8 @@ pub(crate) struct Process {
     /// Until when the guest idles, if it said so.
     sleeps_until: Option<GuestTime>,
     powered: bool,
+    /// The guest was stopped in the middle of a run, and its delta is half out.
+    stalled: bool,
     /// The vCPU executes until then.
     busy_until: Moment,
     /// What the guest's clock showed when ours showed that.
@@ -166,6 +178,7 @@ impl Process {
             window: None,
             sleeps_until: None,
             powered: false,
+            stalled: false,
             busy_until: env.now,
             time: (GuestTime::ZERO, now),
             alone_end: LogOffset::ZERO,
@@ -317,3 +330,6 @@ impl Process {
         }
     }
 }
+
+/// What the pieces of a delta may come to.
+const DELTA_BYTES_MAX: usize = 64;

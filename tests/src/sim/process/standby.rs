@@ -34,7 +34,7 @@ impl Process {
     pub(super) fn stand_by(&mut self, env: &mut Env) {
         self.pair = Pair::Nobody;
         self.guest = Guest::new();
-        self.powered = false;
+        (self.powered, self.stalled) = (false, false);
         self.window = None;
         // Words of what was tried before mean nothing to this search.
         let attempt = env.dice.any() as u32;

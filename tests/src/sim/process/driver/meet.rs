@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use lockstep_protocol::backup::Backup;
 use lockstep_protocol::message::Hello;
 use lockstep_protocol::primary::Primary;
-use lockstep_protocol::replay::Follower;
 
 use super::{BackupEnd, PrimaryEnd};
 use crate::sim::agenda::Actor;
@@ -180,9 +179,9 @@ impl Process {
         self.becomes(
             env,
             Part::Following(Following {
-                follower: Follower::new(),
                 applied: start,
                 start,
+                ..Following::default()
             }),
         );
         self.ring(env, Actor::Driver);
