@@ -70,7 +70,7 @@ fn cargo() -> PathBuf {
 
 fn build() -> anyhow::Result<()> {
     let status = Command::new(cargo())
-        .args(["build", "--package", "vhost-blk-ft", "--package", "vhost-net-ft"])
+        .args(["build", "--workspace"])
         .status()
         .context("Cannot run cargo")?;
     if !status.success() {

@@ -11,6 +11,7 @@ use super::dice::Dice;
 use super::disk::SharedDisk;
 use super::oracle::Oracle;
 use super::plan::Plan;
+use super::runs::Runs;
 use super::stale::OldWords;
 use super::story::Story;
 use super::wires::{ConnId, Place, Wires, Word};
@@ -36,6 +37,8 @@ pub(crate) struct Env {
     pub(crate) story: Story,
     /// What was said once and may be said again.
     pub(crate) old_words: OldWords,
+    /// Guests that were stopped in the middle of a run.
+    pub(crate) runs: Runs,
     /// Until when backups replay slowly.
     pub(crate) slow_replay_until: Moment,
     /// Until when the network between hosts is slow.
@@ -52,10 +55,12 @@ impl fmt::Display for Named {
     }
 }
 
-/// What hosts are called.
-pub(crate) const NAMES: [&str; 2] = ["a", "b"];
-/// How many hosts there are. A third one comes with re-protection.
+/// What hosts are called. The first two are started as a pair; the third is a spare, in worlds that have spares.
+pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
+/// How many hosts there are.
 pub(crate) const HOSTS: usize = NAMES.len();
+/// How many of them are ever started as a pair.
+pub(crate) const PAIRED: usize = 2;
 /// Where the arbiter is.
 pub(crate) const ARBITER: Place = HOSTS;
 

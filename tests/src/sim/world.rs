@@ -10,17 +10,20 @@ use super::clock::{HostClock, Moment};
 use super::device::{Departure, Output};
 use super::dice::Dice;
 use super::disk::SharedDisk;
-use super::env::{ARBITER, Env, HOSTS, NAMES};
+use super::env::{ARBITER, Env, HOSTS, NAMES, PAIRED};
 use super::guest::{Job, Work};
 use super::host::Host;
 use super::inspect;
 use super::oracle::{Oracle, Speaker, Tally, Violation};
 use super::outside::Outside;
 use super::plan::Plan;
+use super::runs::Runs;
 use super::stale::OldWords;
 use super::story::Story;
 use super::wires::Wires;
 
+/// Parts what is drawn for spares from what a seed meant before there were any.
+const SPARES: u64 = 0x5af3_0000_0000_0000;
 /// More happens in no story.
 const EVENTS_MAX: u64 = 20_000_000;
 
@@ -54,9 +57,11 @@ impl World {
     /// The world of a seed, at its beginning.
     pub(crate) fn new(seed: u64, story: Story) -> Self {
         let mut dice = Dice::of(seed);
-        let plan = Plan::draw(&mut dice);
-        let hosts = (0..HOSTS)
+        let mut more = Dice::of(seed ^ SPARES);
+        let plan = Plan::draw(&mut dice, &mut more);
+        let hosts = (0..plan.hosts())
             .map(|index| {
+                let dice = if index < PAIRED { &mut dice } else { &mut more };
                 let begin = dice.between((1_000_000_000, 1_000_000_000_000_000));
                 Host::new(index, HostClock::new(begin, plan.drift[index]))
             })
@@ -71,6 +76,7 @@ impl World {
             oracle: Oracle::default(),
             story,
             old_words: OldWords::default(),
+            runs: Runs::default(),
             slow_replay_until: Moment::default(),
             slow_until: Moment::default(),
         };

@@ -13,10 +13,14 @@ pub struct Tally {
     pub takeovers: u64,
     /// Primaries that went on without their backup.
     pub survivals: u64,
+    /// Hosts that lived alone and made a backup of a spare.
+    pub reprotections: u64,
     /// Hosts that lost a claim and halted.
     pub halts: u64,
     /// Hosts that were started alone.
     pub lone_starts: u64,
+    /// Guests of backups that became what their primary's was in the middle of a run.
+    pub deltas: u64,
     /// Things that went wrong.
     pub faults: u64,
 }
@@ -28,8 +32,10 @@ impl Tally {
         self.outputs += other.outputs;
         self.takeovers += other.takeovers;
         self.survivals += other.survivals;
+        self.reprotections += other.reprotections;
         self.halts += other.halts;
         self.lone_starts += other.lone_starts;
+        self.deltas += other.deltas;
         self.faults += other.faults;
     }
 }
