@@ -232,7 +232,8 @@ const KEYS: &str = "/etc/lockstep/keys";
 /// The third machine in README's example.
 const THIRD: &str = "192.0.2.3/24";
 const REPLIES: u64 = 200;
-const BOOT_TIME: Duration = Duration::from_secs(480);
+/// A whole Debian, whose every instruction is emulated twice.
+const BOOT_TIME: Duration = Duration::from_secs(900);
 
 #[cfg(test)]
 mod tests {
