@@ -8,6 +8,7 @@ use crate::ft::port::DevicePort;
 use crate::ft::replay::Replayer;
 use crate::machine::Machine;
 use crate::status::{Role, What};
+use crate::transfer::disk::intake::DiskIntake;
 use crate::transfer::intake::{self, IntakeError};
 use anyhow::{Context, bail};
 use lockstep_protocol::ids::Term;
@@ -26,10 +27,11 @@ const SESSION_WAIT: Duration = Duration::from_secs(5);
 
 /// Waits for a VM and follows it.
 pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
-    if ports.iter().any(DevicePort::is_mirrored) {
+    if ports.iter().any(DevicePort::is_mirrored) && host.node.disk.is_none() {
         bail!(
-            "A mirrored disk cannot be copied to a spare yet: stop the VM, copy the image, and start both hosts with \
-             `lockstep run`; or use a shared disk"
+            "The disk of this VM is mirrored, and the configuration does not say where this host has its image; name it \
+             as node.{}.disk",
+            host.node.name
         );
     }
     host.monitor.set_role(Role::Standby, Term::ZERO);
@@ -70,7 +72,16 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     tracing::info!(from = %source.peer().node, "Taking the VM in");
     host.monitor.note(What::CopyBegan);
     let memory = Arc::clone(host.machine.memory());
-    let taken = intake::take_in(&mut source, &memory, host.monitor.copying()).map_err(plain)?;
+    let disk = match host
+        .node
+        .disk
+        .as_ref()
+        .filter(|_| ports.iter().any(DevicePort::is_mirrored))
+    {
+        Some(path) => Some(DiskIntake::open(path).context("Cannot open the disk image of this host")?),
+        None => None,
+    };
+    let taken = intake::take_in(&mut source, &memory, disk, host.monitor.copying()).map_err(plain)?;
     let stood_still = Instant::now();
     let machine = Machine::restore_in(host.spec(ports), memory, &taken.state)
         .context("The VM that came cannot run here")?;
@@ -80,6 +91,9 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     tracing::debug!(after = ?stood_still.elapsed(), "The machine is made");
     for port in ports.iter_mut() {
         port.adopt(&host.machine);
+        if let Some(id) = taken.pairing {
+            port.begin_pairing(id);
+        }
     }
     let term = source.peer().term;
     let mut config = start::next_pair_config(host, ports, message::Role::Backup, Term::ZERO)?;

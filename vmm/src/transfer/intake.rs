@@ -1,12 +1,14 @@
 //! The spare takes a VM in: memory as it comes, then the machine. The run loop of a spare calls it before there is a
 //! session, with a machine that was built and never ran. It confirms nothing: the caller does when it can follow a log.
 
+use super::disk::intake::{DiskIntake, DiskIntakeError};
 use super::pages::{self, BadPages};
 use super::piece;
 use super::progress::Progress;
 use crate::memory::GuestRam;
 use crate::state::{MachineState, StateError};
 use bytes::{Buf, Bytes};
+use lockstep_image::PairingId;
 use lockstep_protocol::ids::{LogOffset, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::StateReceiver;
@@ -23,6 +25,12 @@ pub enum IntakeError {
     /// What came as a machine is none.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The disk does not come, or cannot be put in place.
+    #[error(transparent)]
+    Disk(#[from] DiskIntakeError),
+    /// Parts of a mirrored disk for a VM that has none here, or no such parts for one that has.
+    #[error("The other host and this one do not agree whether the VM has a mirrored disk")]
+    NoDisk,
     /// Something else came.
     #[error("A piece of kind {0} came, which there is not")]
     Piece(u8),
@@ -38,19 +46,26 @@ pub struct Taken {
     pub start: LogOffset,
     /// The machine.
     pub state: MachineState,
+    /// The pairing in which the two images of a mirrored disk are equal.
+    pub pairing: Option<PairingId>,
 }
 
-/// Takes everything in, pages into `memory`.
+/// Takes everything in, pages into `memory`, the blocks of a mirrored disk into the image of `disk`.
 ///
 /// # Errors
 /// When it does not come whole. What is in `memory` then is of no use.
 pub fn take_in(
     source: &mut StateReceiver,
     memory: &GuestRam,
+    mut disk: Option<DiskIntake>,
     progress: &Progress,
 ) -> Result<Taken, IntakeError> {
     progress.begin();
-    progress.round(0);
+    progress.round(0, 0);
+    if let Some(disk) = &disk {
+        source.tell_account(&disk.account())?;
+    }
+    let mut pairing = None;
     loop {
         let (kind, bytes) = source.take()?;
         match kind {
@@ -59,16 +74,32 @@ pub fn take_in(
                 progress.moved(count, bytes.len() as u64);
             }
             piece::ROUND => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
-            piece::MACHINE => return machine(bytes),
+            piece::PAIRING => pairing = PairingId::try_from(&*bytes).ok(),
+            piece::MACHINE if pairing.is_some() != disk.is_some() => return Err(IntakeError::NoDisk),
+            piece::MACHINE => return machine(bytes, pairing),
+            piece::DISK | piece::ANNOUNCED | piece::BLOCKS => {
+                let disk = disk.as_mut().ok_or(IntakeError::NoDisk)?;
+                take_disk(disk, kind, &bytes, progress)?;
+            }
             other => return Err(IntakeError::Piece(other)),
         }
     }
 }
 
-fn machine(mut bytes: Bytes) -> Result<Taken, IntakeError> {
+fn take_disk(disk: &mut DiskIntake, kind: u8, bytes: &[u8], progress: &Progress) -> Result<(), IntakeError> {
+    match kind {
+        piece::DISK => progress.disk_begins(disk.begin(bytes)?),
+        piece::ANNOUNCED => disk.announce(bytes)?,
+        _ => progress.disk_moved(disk.apply(bytes)?, bytes.len() as u64),
+    }
+    Ok(())
+}
+
+fn machine(mut bytes: Bytes, pairing: Option<PairingId>) -> Result<Taken, IntakeError> {
     let start = bytes.try_get_u64_le().map_err(|_| IntakeError::NoStart)?;
     Ok(Taken {
         start: LogOffset::new(start),
         state: MachineState::decode(&bytes)?,
+        pairing,
     })
 }

@@ -5,6 +5,7 @@
 //! what it captured, and goes on when the spare holds everything. Whether a term then begins is the run loop's to settle.
 //! Nothing here claims, and nothing here touches what the guest sees.
 
+use super::disk::{DiskSource, OwnImage};
 use super::pages::{self, PageEncoder, Pages};
 use super::piece;
 use super::progress::Progress;
@@ -13,9 +14,11 @@ use crate::kvm::KvmError;
 use crate::memory::GuestRam;
 use crate::state::dirty::{Page, WriteTracker};
 use bytes::{BufMut, Bytes, BytesMut};
+use lockstep_image::{Account, PairingId};
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
+use lockstep_staging::changes::ChangesReader;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +38,8 @@ const HELD_WAIT: Duration = Duration::from_millis(500);
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// The guest is stopped when a round has no more pages than this: they go over in some milliseconds.
 const STOP_PAGES: usize = 512;
+/// And no more bytes of a mirrored disk than this.
+const STOP_DISK_BYTES: u64 = 2 << 20;
 /// Rounds after which it is stopped anyway: it writes faster than the connection carries.
 const ROUNDS_MAX: u32 = 12;
 /// So many bytes of pages make a piece.
@@ -61,6 +66,12 @@ pub enum CopyError {
     /// KVM does not tell what the guest writes.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The own image.
+    #[error("The disk image of this host cannot be read")]
+    Image(#[from] io::Error),
+    /// What the spare says of its image.
+    #[error("What the spare says of its disk image makes no sense")]
+    Account,
     /// The spare says that it holds something else.
     #[error("The spare says that it holds the VM at position {0}, which is not where it stands")]
     Elsewhere(Position),
@@ -73,7 +84,7 @@ pub enum CopyError {
 #[derive(Debug)]
 pub enum Request {
     /// To know what is written from now on.
-    Track(SyncSender<Result<Tracked, KvmError>>),
+    Track(SyncSender<Result<Tracked, CopyError>>),
     /// The VM to stand still.
     Stop(Handover),
 }
@@ -85,6 +96,17 @@ pub struct Tracked {
     pub memory: Arc<GuestRam>,
     /// What was written.
     pub writes: WriteTracker,
+    /// Its mirrored disk, if it has one.
+    pub disk: Option<OwnImage>,
+}
+
+/// A spare that holds all of a machine that stands still.
+#[derive(Debug)]
+pub struct Held {
+    /// Who.
+    pub spare: NodeName,
+    /// The pairing that begins for the images of a mirrored disk.
+    pub pairing: Option<PairingId>,
 }
 
 /// What a machine that stands still is, apart from its memory.
@@ -102,7 +124,7 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Handover {
     captured: SyncSender<Captured>,
-    held: Receiver<Result<NodeName, CopyError>>,
+    held: Receiver<Result<Held, CopyError>>,
 }
 
 impl Handover {
@@ -110,7 +132,7 @@ impl Handover {
     ///
     /// # Errors
     /// When none does.
-    pub fn finish(self, captured: Captured) -> Result<NodeName, CopyError> {
+    pub fn finish(self, captured: Captured) -> Result<Held, CopyError> {
         self.captured.send(captured).map_err(|_| CopyError::Over)?;
         match self.held.recv_timeout(ANSWER_WAIT) {
             Ok(outcome) => outcome,
@@ -204,6 +226,13 @@ impl Line {
         self.wanted.load(Ordering::Acquire)
     }
 
+    fn check_wanted(&self) -> Result<(), CopyError> {
+        match self.is_wanted() {
+            true => Ok(()),
+            false => Err(CopyError::Over),
+        }
+    }
+
     /// Admits one spare after the other. The run loop wants none any more when one protects the VM.
     fn serve(&self, door: &StateDoor) {
         while self.is_wanted() {
@@ -223,69 +252,21 @@ impl Line {
         }
     }
 
-    fn copy(&self, mut spare: StateSender) -> Result<(), CopyError> {
+    fn copy(&self, spare: StateSender) -> Result<(), CopyError> {
         let (answer, tracked) = sync_channel(1);
         self.ask(Request::Track(answer))?;
-        let Tracked { memory, writes } = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
-        let mut encoder = PageEncoder::default();
-        let mut left: Vec<Page> = pages::all(&memory).collect();
-        for _ in 0..ROUNDS_MAX {
-            self.send(&mut spare, &mut encoder, &memory, &left)?;
-            // A spare that is behind would let the guest stand still for what it has yet to put in place.
-            spare.send(piece::ROUND, Bytes::new())?;
-            spare.wait_until_held(ROUND_WAIT)?;
-            left = writes.take()?;
-            if left.len() <= STOP_PAGES {
-                break;
-            }
-        }
-        tracing::debug!(pages = left.len(), "The VM is asked to stand still");
+        let tracked = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
+        let mut copying = Copying::begin(self, spare, tracked)?;
+        copying.follow()?;
+        tracing::debug!(pages = copying.left.len(), "The VM is asked to stand still");
         let (give, captured) = sync_channel(1);
         let (tell, held) = sync_channel(1);
         self.ask(Request::Stop(Handover { captured: give, held }))?;
         let captured: Captured = captured.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)?;
-        let outcome = (|| {
-            left.extend(writes.take()?);
-            left.sort_unstable();
-            left.dedup();
-            self.send(&mut spare, &mut encoder, &memory, &left)?;
-            tracing::debug!(pages = left.len(), "The last pages are sent");
-            finish(&mut spare, &captured)
-        })();
+        let outcome = copying.finish(&captured);
         // Before the log begins: from then on nothing but the log may tell how the machine runs.
-        drop(writes);
+        drop(copying);
         tell.send(outcome).map_err(|_| CopyError::Over)
-    }
-
-    fn send(
-        &self,
-        spare: &mut StateSender,
-        encoder: &mut PageEncoder,
-        memory: &GuestRam,
-        left: &[Page],
-    ) -> Result<(), CopyError> {
-        self.progress.round(left.len() as u64);
-        let mut rest = left.iter();
-        let mut counted = 0;
-        loop {
-            let mut out = Pages::default();
-            while out.len() < PIECE_BYTES {
-                let Some(page) = rest.next() else { break };
-                encoder.encode(memory, *page, &mut out);
-            }
-            let done = (left.len() - rest.len()) as u64;
-            let bytes = out.into_bytes().freeze();
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            let length = bytes.len() as u64;
-            spare.send(piece::PAGES, bytes)?;
-            self.progress.moved(done - counted, length);
-            counted = done;
-            if !self.is_wanted() {
-                return Err(CopyError::Over);
-            }
-        }
     }
 
     fn ask(&self, request: Request) -> Result<(), CopyError> {
@@ -296,15 +277,139 @@ impl Line {
     }
 }
 
-/// Sends what the machine is apart from its memory, and waits until the spare holds all of it.
-fn finish(spare: &mut StateSender, captured: &Captured) -> Result<NodeName, CopyError> {
-    let mut bytes = BytesMut::with_capacity(8 + captured.state.len());
-    bytes.put_u64_le(captured.start.get());
-    bytes.put_slice(&captured.state);
-    spare.send(piece::MACHINE, bytes.freeze())?;
-    let ack = spare.wait_until_held(HELD_WAIT)?;
-    match (ack.upto, ack.position) == (captured.start, captured.position) {
-        true => Ok(spare.peer().node.clone()),
-        false => Err(CopyError::Elsewhere(ack.position)),
+/// One copy under way.
+struct Copying<'a> {
+    line: &'a Line,
+    spare: StateSender,
+    memory: Arc<GuestRam>,
+    writes: WriteTracker,
+    encoder: PageEncoder,
+    /// Pages of the next round.
+    left: Vec<Page>,
+    disk: Option<(DiskSource, ChangesReader)>,
+}
+
+impl<'a> Copying<'a> {
+    fn begin(line: &'a Line, mut spare: StateSender, tracked: Tracked) -> Result<Self, CopyError> {
+        let Tracked { memory, writes, disk } = tracked;
+        let mut begun = None;
+        if let Some(own) = disk {
+            let account = spare.hear_account(Account::BYTES_MAX)?;
+            let theirs = Account::from_bytes(&account).ok_or(CopyError::Account)?;
+            let (source, changes) = DiskSource::begin(own, &theirs)?;
+            line.progress.disk_begins(source.is_whole());
+            spare.send(piece::DISK, source.extent())?;
+            begun = Some((source, changes));
+        }
+        Ok(Self {
+            line,
+            spare,
+            left: pages::all(&memory).collect(),
+            memory,
+            writes,
+            encoder: PageEncoder::default(),
+            disk: begun,
+        })
+    }
+
+    /// Rounds, until what is left of one is small or does not become smaller.
+    fn follow(&mut self) -> Result<(), CopyError> {
+        for _ in 0..ROUNDS_MAX {
+            self.round()?;
+            // A spare that is behind would let the guest stand still for what it has yet to put in place.
+            self.spare.send(piece::ROUND, Bytes::new())?;
+            self.spare.wait_until_held(ROUND_WAIT)?;
+            self.refresh()?;
+            let disk_left = self.disk.as_ref().map_or(0, |(disk, _)| disk.left());
+            if self.left.len() <= STOP_PAGES && disk_left <= STOP_DISK_BYTES {
+                break;
+            }
+        }
+        match &self.disk {
+            Some((disk, _)) => Ok(disk.sync()?),
+            None => Ok(()),
+        }
+    }
+
+    /// What was written since the round that was sent last.
+    fn refresh(&mut self) -> Result<(), CopyError> {
+        self.left.extend(self.writes.take()?);
+        self.left.sort_unstable();
+        self.left.dedup();
+        if let Some((disk, changes)) = &mut self.disk {
+            disk.add(changes.take());
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<(), CopyError> {
+        let disk_left = self.disk.as_ref().map_or(0, |(disk, _)| disk.left());
+        self.line.progress.round(self.left.len() as u64, disk_left);
+        self.send_disk()?;
+        self.send_pages()
+    }
+
+    fn send_disk(&mut self) -> Result<(), CopyError> {
+        let Some((disk, _)) = &mut self.disk else {
+            return Ok(());
+        };
+        for runs in disk.announced() {
+            self.spare.send(piece::ANNOUNCED, runs)?;
+        }
+        let mut left = disk.left();
+        while let Some(bytes) = disk.next_piece()? {
+            let length = bytes.len() as u64;
+            self.spare.send(piece::BLOCKS, bytes)?;
+            self.line.progress.disk_moved(left - disk.left(), length);
+            left = disk.left();
+            self.line.check_wanted()?;
+        }
+        Ok(())
+    }
+
+    fn send_pages(&mut self) -> Result<(), CopyError> {
+        let left = std::mem::take(&mut self.left);
+        let mut rest = left.iter();
+        let mut counted = 0;
+        loop {
+            let mut out = Pages::default();
+            while out.len() < PIECE_BYTES {
+                let Some(page) = rest.next() else { break };
+                self.encoder.encode(&self.memory, *page, &mut out);
+            }
+            let done = (left.len() - rest.len()) as u64;
+            let bytes = out.into_bytes().freeze();
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let length = bytes.len() as u64;
+            self.spare.send(piece::PAGES, bytes)?;
+            self.line.progress.moved(done - counted, length);
+            counted = done;
+            self.line.check_wanted()?;
+        }
+    }
+
+    /// The machine stands still: sends the rest of it, and waits until the spare holds all of it.
+    fn finish(&mut self, captured: &Captured) -> Result<Held, CopyError> {
+        self.refresh()?;
+        tracing::debug!(pages = self.left.len(), "The last pages are sent");
+        self.round()?;
+        let pairing = self.disk.as_ref().map(|_| rand::random::<PairingId>());
+        if let Some(id) = pairing {
+            self.spare.send(piece::PAIRING, Bytes::copy_from_slice(&id))?;
+        }
+        let mut bytes = BytesMut::with_capacity(8 + captured.state.len());
+        bytes.put_u64_le(captured.start.get());
+        bytes.put_slice(&captured.state);
+        self.spare.send(piece::MACHINE, bytes.freeze())?;
+        let ack = self.spare.wait_until_held(HELD_WAIT)?;
+        match (ack.upto, ack.position) == (captured.start, captured.position) {
+            true => Ok(Held {
+                spare: self.spare.peer().node.clone(),
+                pairing,
+            }),
+            false => Err(CopyError::Elsewhere(ack.position)),
+        }
     }
 }
