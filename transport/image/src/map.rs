@@ -10,7 +10,7 @@
 //! What is left: somebody who opens the image of a host that died within [`LIFE`] of its last write, and writes.
 //!
 //! Cost, by design: one sync of some pages for the first change of a block (and its neighbours) in a turn, one for each
-//! turn, one for each [`LIFE`]. Blocks that changed in a turn are stamped for the next one in advance.
+//! turn, one for each [`LIFE`]. Blocks that changed in two turns in a row are stamped for the next one in advance.
 
 use crate::account::{Account, PAIRINGS_MAX, Pairing, PairingId};
 use crate::blocks::{Block, Grid};
@@ -77,8 +77,9 @@ pub struct ChangeMap {
     /// Missing until there is something to remember.
     file: Option<File>,
     alive_until: u64,
-    /// Blocks that changed in this turn.
+    /// Blocks that changed in this turn, and in the one before.
     changing: BTreeSet<Block>,
+    changed_before: BTreeSet<Block>,
     /// Pages of stamps that are newer than in the file.
     newer: BTreeSet<usize>,
     /// Something in the header is.
@@ -129,6 +130,7 @@ impl ChangeMap {
             file,
             alive_until,
             changing: BTreeSet::new(),
+            changed_before: BTreeSet::new(),
             newer: BTreeSet::new(),
             header_is_newer: false,
             flushes: 0,
@@ -219,6 +221,7 @@ impl ChangeMap {
         self.file = None;
         self.account = Account::unknown(self.account.grid());
         self.changing.clear();
+        self.changed_before.clear();
         self.newer.clear();
         self.header_is_newer = false;
         match std::fs::remove_file(&self.path) {
@@ -238,8 +241,10 @@ impl ChangeMap {
         self.account.turn += 1;
         self.header_is_newer = true;
         let next = self.account.turn + 1;
-        for block in std::mem::take(&mut self.changing) {
-            self.raise(block, next);
+        let ended = std::mem::take(&mut self.changing);
+        let before = std::mem::replace(&mut self.changed_before, ended.clone());
+        for block in ended.intersection(&before) {
+            self.raise(*block, next);
         }
     }
 
