@@ -159,6 +159,8 @@ impl Live {
             if host.stop.is_asked() {
                 return Ok(Some(Ended::Stopped));
             }
+            // Before the sleep of a guest that idles: it may be a long one.
+            self.listen_for_spares(host)?;
             match self.recorder.window(&mut host.machine, exit, &host.stop) {
                 Ok(()) => break,
                 Err(error) => self.survive(host, error)?,

@@ -108,12 +108,20 @@ fn track(host: &Host, ports: &[DevicePort]) -> Result<Tracked, CopyError> {
 }
 
 impl Live {
+    /// Lets spares in from now on, if one is wanted.
+    pub(super) fn listen_for_spares(&mut self, host: &Host) -> anyhow::Result<()> {
+        if let Some(mut search) = self.search.take() {
+            search.listen(host, self)?;
+            self.search = Some(search);
+        }
+        Ok(())
+    }
+
     /// Looks for a spare, and hands the VM over to one that is ready. Called in a window that was served.
     pub(super) fn reprotect(&mut self, host: &mut Host) -> anyhow::Result<()> {
         let Some(mut search) = self.search.take() else {
             return Ok(());
         };
-        search.listen(host, self)?;
         let Some(handover) = search.attend(host, self.recorder.ports()) else {
             self.search = Some(search);
             return Ok(());
