@@ -3,6 +3,7 @@
 
 pub mod demo;
 pub mod everyday;
+pub mod faults;
 pub mod kill_points;
 pub mod lab;
 pub mod mutants;

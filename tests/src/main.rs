@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, faults, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -87,6 +87,18 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Let one fault after the other strike real programs; what clients saw must be one server's doing
+    Faults {
+        /// How many faults
+        #[arg(long, value_name = "N", default_value_t = 500)]
+        faults: u32,
+        /// What happens, and when; a life that went wrong is told again by its own seed
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -107,6 +119,7 @@ fn main() -> ExitCode {
             disk,
             json,
         } => kill_points::run(points, seed, disk, json),
+        Task::Faults { faults, seed, json } => faults::run(faults, seed, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,3 +13,4 @@ pub mod record;
 pub mod replay;
 pub mod takeover;
 pub mod wait;
+pub mod watch;

@@ -75,6 +75,8 @@ pub struct Recorder {
     batch: Batch,
     attention: Attention,
     errands: Option<Errands>,
+    /// How many device processes were used when the run loop was last told.
+    used: usize,
     /// When records were last sent without an output that waits for them.
     sent_at: GuestTime,
 }
@@ -85,6 +87,7 @@ impl Recorder {
     pub fn new(sink: Box<dyn LogSink>, ports: Vec<DevicePort>, clock: HostClock, waker: Waker) -> Self {
         Self {
             sink,
+            used: ports.len(),
             ports,
             clock,
             waker,
@@ -281,8 +284,10 @@ impl Recorder {
     }
 
     /// Whether the run loop is wanted for something that needs no input.
-    fn is_wanted(&self) -> bool {
-        self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
+    fn is_wanted(&mut self) -> bool {
+        let used = self.ports.iter().filter(|port| port.is_alive()).count();
+        let lost = used < std::mem::replace(&mut self.used, used);
+        lost || self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }
 
     fn deadline(&mut self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {

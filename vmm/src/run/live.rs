@@ -168,11 +168,21 @@ impl Live {
         }
         host.observe();
         host.monitor.late(self.recorder.lateness());
+        if let Some(ended) = self.lost_device() {
+            return Ok(Some(ended));
+        }
         if end.is_none() {
             self.see_to_errand(host);
             self.reprotect(host)?;
         }
         Ok(end.map(Ended::Guest))
+    }
+
+    /// A device process of this host is gone: the backup has its own. Without a backup the guest goes on with what is
+    /// left.
+    fn lost_device(&self) -> Option<Ended> {
+        let lost = self.recorder.ports().iter().find(|port| !port.is_alive())?;
+        self.pair.as_ref().map(|_| Ended::DeviceLost(lost.kind()))
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.
@@ -216,6 +226,7 @@ impl Live {
                 Ended::Guest(End::PowerOff) => Parting::PowerOff,
                 Ended::Guest(_) => Parting::Failed,
                 Ended::Stopped => Parting::Stopped,
+                Ended::DeviceLost(_) => Parting::DeviceFailed,
             });
         }
         ended
