@@ -11,6 +11,8 @@
 //! A mirrored disk is written into the page cache, as any VM's own disk is (decided 2026-11-25): the host that goes on has
 //! an image of its own, and a flush is what puts it on stable storage.
 
+mod error;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -19,9 +21,9 @@ use std::path::{Path, PathBuf};
 use lockstep_image::{PairingId, map};
 use rustix::fs::{Advice, AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
-use thiserror::Error;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
+pub use self::error::OpenError;
 use crate::changes::Changes;
 use crate::limits::{SECTOR, SERIAL_BYTES};
 use crate::request::Extent;
@@ -48,46 +50,6 @@ pub struct DiskOptions {
     pub sharing: Sharing,
     /// What the guest is told that the disk is called.
     pub serial: String,
-}
-
-/// Why there is no disk.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// Nothing there.
-    #[error("There is no disk at {0}: make one with `truncate -s 1G {0}` or correct --disk")]
-    Missing(PathBuf),
-    /// Not for us.
-    #[error("No permission to open {0}: run as a user who may, or use --read-only")]
-    Permission(PathBuf),
-    /// A directory, a pipe.
-    #[error("{0} is neither a regular file nor a block device")]
-    WrongKind(PathBuf),
-    /// The last sector is not whole.
-    #[error(
-        "{path} has {bytes} bytes, which is not a positive multiple of {SECTOR}: resize it with `truncate`"
-    )]
-    Size {
-        /// The disk.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
-    /// Somebody else has it.
-    #[error("{0} is in use by another process: stop that one first")]
-    Locked(PathBuf),
-    /// Perhaps the other host has it.
-    #[error(
-        "{0} is in use by another process: stop that one first; of a mirrored disk each host has an image of its own"
-    )]
-    ImageLocked(PathBuf),
-    /// Anything else.
-    #[error("Cannot open {path}")]
-    Os {
-        /// The disk.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
 }
 
 /// An open disk.

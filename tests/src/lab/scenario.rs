@@ -5,6 +5,7 @@ pub mod failover;
 pub mod idle;
 pub mod power;
 pub mod replay;
+pub mod rounds;
 pub mod wan;
 
 use std::fs::File;

@@ -1,9 +1,10 @@
 //! A VM moves to another host while it runs: the second way to make a backup, beside replay from power-on.
 //!
 //! Read in this order: [`pages`] (what memory looks like on the way), [`disk`] (what a mirrored disk does), [`source`] (the
-//! host that runs the VM), [`intake`] (the spare), [`progress`] (what people see of it). When a move is over the pair is like any other: a term
+//! host that runs the VM; `copying` is one copy), [`intake`] (the spare), [`progress`] (what people see of it). When a move is over the pair is like any other: a term
 //! is claimed, and a log begins.
 
+mod copying;
 pub mod disk;
 pub mod intake;
 pub mod pages;
