@@ -4,6 +4,7 @@
 pub mod demo;
 pub mod everyday;
 pub mod faults;
+pub mod fuzz;
 pub mod kill_points;
 pub mod lab;
 pub mod mutants;

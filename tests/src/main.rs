@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, faults, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -50,6 +50,18 @@ enum Task {
         /// Tell the story of one seed instead
         #[arg(long, value_name = "SEED", conflicts_with = "seeds")]
         tell: Option<u64>,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Feed what peers, guests, device processes and files could say to libFuzzer
+    Fuzz {
+        /// Only the targets with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// How long each of them runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
         /// Print one JSON object as the last line
         #[arg(long)]
         json: bool,
@@ -111,6 +123,7 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
+        Task::Fuzz { only, seconds, json } => fuzz::suite::run(&only, seconds, json),
         Task::Model { deep, json } => sim::suite::model(deep, json),
         Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {

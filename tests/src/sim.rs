@@ -26,6 +26,7 @@ mod outside;
 mod plan;
 mod platter;
 mod process;
+mod runs;
 mod stale;
 mod story;
 pub mod suite;

@@ -37,7 +37,11 @@ fn in_three_hundred_worlds_hosts_take_over_and_nothing_goes_wrong_that_must_not(
     assert!(findings.violations.is_empty(), "{:#?}", findings.violations);
     let tally = findings.tally;
     assert!(
-        tally.takeovers > 100 && tally.survivals > 100 && tally.halts > 100 && tally.outputs > 30_000,
+        tally.takeovers > 100
+            && tally.survivals > 100
+            && tally.halts > 100
+            && tally.outputs > 30_000
+            && tally.deltas > 1000,
         "these worlds were too quiet to show anything: {tally:?}"
     );
 }

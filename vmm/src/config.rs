@@ -125,6 +125,8 @@ pub struct Pair {
     pub lease: Duration,
     /// How many bytes of log may wait for an ack before the vCPU waits.
     pub log_window_bytes: u64,
+    /// How long the guest may run without an exit while inputs wait for it; then it is stopped where it is.
+    pub stall_limit: Duration,
 }
 
 /// Who hands out terms.

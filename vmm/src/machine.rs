@@ -5,6 +5,7 @@
 //! clock, socket or file after it is built: same inputs at the same positions, same machine.
 
 mod cr4;
+mod delta;
 mod digest;
 mod exit;
 mod paging;
@@ -15,6 +16,7 @@ mod transfer;
 mod user_tsc;
 mod window;
 
+pub use delta::DeltaError;
 pub use digest::MachineDigest;
 pub use exit::{End, Exit, IdleLimit, Kick};
 pub(crate) use parts::Parts;
@@ -25,7 +27,7 @@ pub(crate) use user_tsc::Hook;
 use crate::board::Board;
 use crate::boot::linux::SeedPlace;
 use crate::memory::GuestRam;
-use crate::vcpu::{Stop, Vcpu, VcpuError};
+use crate::vcpu::{Pulse, Stop, Vcpu, VcpuError};
 use crate::virtio::mmio::MmioDevice;
 use crate::{boot, kvm, memory};
 use kvm_ioctls::VmFd;
@@ -103,6 +105,16 @@ pub struct Machine {
     tracked: Arc<AtomicBool>,
     /// What a guest that restarts boots again, prepared.
     guest: Guest,
+    pulse: Arc<Pulse>,
+}
+
+/// How far a machine came.
+#[derive(Debug)]
+pub enum Advance {
+    /// To the next synchronous exit, which opens a window.
+    Exit(Exit),
+    /// Not so far: the watchdog stopped it between two instructions. Its position is the one that it had.
+    Stalled,
 }
 
 /// Why a machine cannot go on.
@@ -133,7 +145,8 @@ impl Machine {
     pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
         let guest = spec.guest.prepared()?;
-        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, spec.devices.len())?;
+        let pulse = Arc::default();
+        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, spec.devices.len(), &pulse)?;
         let parts = Parts {
             memory,
             board: up.board,
@@ -156,6 +169,7 @@ impl Machine {
             template: up.template,
             guest,
             tracked: Arc::new(AtomicBool::new(false)),
+            pulse,
         })
     }
 
@@ -164,23 +178,50 @@ impl Machine {
     /// # Errors
     /// When KVM cannot run the guest.
     pub fn step(&mut self) -> Result<Exit, StepError> {
+        loop {
+            if let Advance::Exit(exit) = self.advance()? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// The same, but a watchdog may stop it before that.
+    ///
+    /// # Errors
+    /// When KVM cannot run the guest.
+    pub fn advance(&mut self) -> Result<Advance, StepError> {
         if self.parts.restarts {
-            return Ok(self.restart()?);
+            return Ok(Advance::Exit(self.restart()?));
         }
         let stop = match self.parts.board {
             Board::Micro(_) => self.vcpu.run(&mut self.parts)?,
             Board::Pc(_) => self.run_interrupted()?,
         };
+        if stop == Stop::Stalled {
+            return Ok(Advance::Stalled);
+        }
         self.parts.position = self.parts.position.next();
         let mut exit = std::mem::take(&mut self.parts.exit);
         match stop {
-            Stop::Access | Stop::Window => {}
+            Stop::Access | Stop::Window | Stop::Stalled => {}
             Stop::Halt if self.is_halted() => exit.idle = self.sleeps().then_some(IdleLimit(None)),
             Stop::Halt if matches!(self.parts.board, Board::Pc(_)) => exit.end = Some(End::Halt),
             // The micro guest neither halts nor faults; without interrupts nothing would ever wake a halt.
             Stop::Halt | Stop::Step | Stop::Shutdown => exit.end = Some(End::Fault { rip: self.vcpu.rip() }),
         }
-        Ok(exit)
+        Ok(Advance::Exit(exit))
+    }
+
+    /// How its vCPU runs, for a watchdog.
+    #[must_use]
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// Whether its next step is a restart, in which no write may be tracked.
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        self.parts.restarts
     }
 
     /// How many synchronous exits there were; the open window's position.
@@ -230,7 +271,13 @@ impl Machine {
 
 impl PoweredUp {
     /// Everything that a guest needs to start in `memory`, which is empty.
-    fn new(guest: &Guest, memory: &GuestRam, cmdline: &str, devices: usize) -> Result<Self, BuildError> {
+    fn new(
+        guest: &Guest,
+        memory: &GuestRam,
+        cmdline: &str,
+        devices: usize,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Self, BuildError> {
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, memory)?;
         let template = kvm::CpuTemplate::of_host(&kvm)?;
@@ -251,7 +298,7 @@ impl PoweredUp {
                 (Board::pc(), Some(boot.load(memory, &vcpu)?))
             }
         };
-        let mut vcpu = Vcpu::new(vcpu);
+        let mut vcpu = Vcpu::new(vcpu, Arc::clone(pulse));
         if seed.is_some() {
             vcpu.show_registers();
         }

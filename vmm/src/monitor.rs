@@ -3,6 +3,7 @@
 //! Noting a position costs two relaxed stores, so the vCPU thread does it in every window. Nothing here changes what
 //! the node does.
 
+use crate::ft::delta::DeltaCounts;
 use crate::ft::lateness::Lateness;
 use crate::ft::port::Liveness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
@@ -61,6 +62,8 @@ pub struct Monitor {
     guest_time: AtomicU64,
     longest_run_us: AtomicU64,
     longest_wait_us: AtomicU64,
+    deltas: AtomicU64,
+    delta_bytes: AtomicU64,
     copying: Arc<Progress>,
     slow: Mutex<Slow>,
 }
@@ -102,6 +105,8 @@ impl Monitor {
             guest_time: AtomicU64::new(0),
             longest_run_us: AtomicU64::new(0),
             longest_wait_us: AtomicU64::new(0),
+            deltas: AtomicU64::new(0),
+            delta_bytes: AtomicU64::new(0),
             copying: Arc::default(),
             slow: Mutex::new(slow),
         });
@@ -122,6 +127,12 @@ impl Monitor {
             .store(micros(lateness.longest_run), Ordering::Relaxed);
         self.longest_wait_us
             .store(micros(lateness.longest_wait), Ordering::Relaxed);
+    }
+
+    /// So many deltas were made or put in place.
+    pub fn deltas(&self, counts: DeltaCounts) {
+        self.deltas.store(counts.deltas, Ordering::Relaxed);
+        self.delta_bytes.store(counts.bytes, Ordering::Relaxed);
     }
 
     /// Where a copy of the VM counts how far it is.
@@ -221,6 +232,8 @@ impl Monitor {
             devices: slow.devices.iter().map(describe).collect(),
             longest_run_us: self.longest_run_us.load(Ordering::Relaxed),
             longest_wait_us: self.longest_wait_us.load(Ordering::Relaxed),
+            deltas: self.deltas.load(Ordering::Relaxed),
+            delta_bytes: self.delta_bytes.load(Ordering::Relaxed),
             guest_time_ns: self.guest_time.load(Ordering::Relaxed),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             takeover: slow.takeover.clone(),

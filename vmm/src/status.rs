@@ -48,6 +48,12 @@ pub struct Status {
     /// The longest that an input may have waited for a window; it was not lost.
     #[serde(default)]
     pub longest_wait_us: u64,
+    /// Deltas made or put in place: the guest was stopped in the middle of a run, so that its inputs could enter.
+    #[serde(default)]
+    pub deltas: u64,
+    /// Their bytes in the log.
+    #[serde(default)]
+    pub delta_bytes: u64,
     /// How long the guest has been running by its own clock.
     pub guest_time_ns: u64,
     /// How long this process runs.

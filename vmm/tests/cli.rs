@@ -240,6 +240,8 @@ fn example() -> Status {
         devices: Vec::new(),
         longest_run_us: 0,
         longest_wait_us: 0,
+        deltas: 0,
+        delta_bytes: 0,
         guest_time_ns: 0,
         uptime_ms: 0,
         takeover: None,

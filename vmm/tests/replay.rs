@@ -174,8 +174,10 @@ impl Recording {
         ] {
             assert!(count(kind) >= least, "only {} records are a {kind}", count(kind));
         }
+        assert!(self.deltas >= 20, "only {} deltas", self.deltas);
         println!(
-            "{} operations, {} positions, {} records in {} bytes",
+            "{} deltas, {} operations, {} positions, {} records in {} bytes",
+            self.deltas,
             self.operations,
             self.outcome.position,
             self.records().len(),

@@ -129,10 +129,10 @@ pub const PLANTS: &[Plant] = &[
         to: "from.u8()? != 0",
     },
     Plant {
-        name: "run-past-an-open-window",
+        name: "a-delta-enters-in-pieces",
         file: REPLAY,
-        from: "            false => Admitted::Enters(record),",
-        to: "            false => Admitted::EntersLast(record),",
+        from: "            Input::DeltaPages { bytes } => self.keep(bytes, at),",
+        to: "            Input::DeltaPages { bytes } => Ok(Admitted::Delta { pages: Vec::new(), end: bytes }),",
     },
     Plant {
         name: "a-record-for-later-is-forgotten",

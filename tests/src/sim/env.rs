@@ -11,6 +11,7 @@ use super::dice::Dice;
 use super::disk::SharedDisk;
 use super::oracle::Oracle;
 use super::plan::Plan;
+use super::runs::Runs;
 use super::stale::OldWords;
 use super::story::Story;
 use super::wires::{ConnId, Place, Wires, Word};
@@ -36,6 +37,8 @@ pub(crate) struct Env {
     pub(crate) story: Story,
     /// What was said once and may be said again.
     pub(crate) old_words: OldWords,
+    /// Guests that were stopped in the middle of a run.
+    pub(crate) runs: Runs,
     /// Until when backups replay slowly.
     pub(crate) slow_replay_until: Moment,
     /// Until when the network between hosts is slow.

@@ -67,6 +67,17 @@ pub(crate) enum Work {
     Write(u64, Block),
 }
 
+/// Why a delta does not lead to this guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Astray {
+    /// Something of it is missing.
+    #[error("A delta enters that is not whole")]
+    NotWhole,
+    /// It is of another position.
+    #[error("A delta of position {0} enters at position {1}")]
+    Elsewhere(Position, Position),
+}
+
 /// What the guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -137,6 +148,21 @@ impl Guest {
             Phase::Serving => self.serve(),
             Phase::Off => unreachable!("a machine that was switched off is not run"),
         }
+    }
+
+    /// Computes something of which no log says how it ends: it goes on another way than any other guest would.
+    pub(crate) fn wander(&mut self, chance: u64) {
+        self.noise = Dice::of(chance);
+    }
+
+    /// Becomes what the guest of the primary is, in the middle of a run.
+    pub(crate) fn become_like(&mut self, other: Option<&Self>) -> Result<(), Astray> {
+        let other = other.ok_or(Astray::NotWhole)?;
+        if other.position != self.position {
+            return Err(Astray::Elsewhere(other.position, self.position));
+        }
+        *self = other.clone();
+        Ok(())
     }
 
     fn boot(&mut self, next: u64, best: State) -> Exit {

@@ -104,6 +104,8 @@ pub(crate) struct Plan {
     pub(crate) kept: u64,
     /// The most padding in a request.
     pub(crate) padding: usize,
+    /// In how many of thousand runs the guest computes what cannot be recomputed.
+    pub(crate) stalls: u64,
     /// In how many of thousand requests the machine is switched off.
     pub(crate) power_off: u64,
     /// How much each host's clock gains.
@@ -149,6 +151,7 @@ impl Plan {
             gap: (timeout / 16, dice.scaled((timeout / 4, timeout * 8))),
             fault,
             trouble: timeout * dice.between((20, 80)),
+            stalls: dice.pick(&[0, 3, 30]),
         };
         match dice.chance(10) {
             true => plan.flooded(),
@@ -168,6 +171,8 @@ impl Plan {
             think: (MS / 2, 2 * MS),
             kept: 0,
             padding: flood,
+            // Drawn for another timing: a host that loses power is down for longer than its last words are on their way.
+            departure: (10 * US, self.departure.1.min(nanos(Timing::default().lease))),
             kinds: vec![Kind::Stall, Kind::Stall, Kind::SlowReplay, Kind::Crash],
             gap: (20 * MS, 400 * MS),
             fault: (50 * MS, 500 * MS),

@@ -72,10 +72,19 @@ impl Part {
 }
 
 /// A backup's way through the log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Following {
     follower: Follower,
     applied: LogOffset,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        Self {
+            follower: Follower::new(DELTA_BYTES_MAX),
+            applied: LogOffset::ZERO,
+        }
+    }
 }
 
 /// What the process knows of the other host.
@@ -118,6 +127,8 @@ pub(crate) struct Process {
     /// Until when the guest idles, if it said so.
     sleeps_until: Option<GuestTime>,
     powered: bool,
+    /// The guest was stopped in the middle of a run, and its delta is half out.
+    stalled: bool,
     /// The vCPU executes until then.
     busy_until: Moment,
     /// What the guest's clock showed when ours showed that.
@@ -144,6 +155,7 @@ impl Process {
             window: None,
             sleeps_until: None,
             powered: false,
+            stalled: false,
             busy_until: env.now,
             time: (GuestTime::ZERO, now),
             alone_end: LogOffset::ZERO,
@@ -275,3 +287,6 @@ impl Process {
         }
     }
 }
+
+/// What the pieces of a delta may come to.
+const DELTA_BYTES_MAX: usize = 64;

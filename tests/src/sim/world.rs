@@ -17,6 +17,7 @@ use super::inspect;
 use super::oracle::{Oracle, Speaker, Tally, Violation};
 use super::outside::Outside;
 use super::plan::Plan;
+use super::runs::Runs;
 use super::stale::OldWords;
 use super::story::Story;
 use super::wires::Wires;
@@ -71,6 +72,7 @@ impl World {
             oracle: Oracle::default(),
             story,
             old_words: OldWords::default(),
+            runs: Runs::default(),
             slow_replay_until: Moment::default(),
             slow_until: Moment::default(),
         };

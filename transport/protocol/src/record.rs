@@ -10,7 +10,7 @@ use crate::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
 pub struct Record<B = Bytes> {
     /// The window in which the input enters.
     pub position: Position,
-    /// The last record of its window: a backup that has it may run on past that window.
+    /// The last record of its window, unless a delta opens that again.
     pub closes: bool,
     /// What enters.
     pub input: Input<B>,
@@ -63,15 +63,36 @@ pub enum Input<B = Bytes> {
         /// What was typed.
         bytes: B,
     },
+    /// Pages of a delta: memory that the primary wrote and that could not be recomputed. They enter with its end. It may
+    /// come to a window that is closed, and opens it again.
+    DeltaPages {
+        /// Pages, as the VMM encodes them.
+        bytes: B,
+    },
+    /// The end of a delta: all of it enters now. The VM then stands where the primary stood, at the same position but
+    /// somewhere past the exit that made it.
+    DeltaEnd {
+        /// The machine apart from its memory, as the VMM encodes it.
+        bytes: B,
+    },
+}
+
+impl<B> Input<B> {
+    /// Whether it is a piece of a delta: these alone may come to a window that is closed (I2).
+    pub fn is_delta(&self) -> bool {
+        matches!(self, Self::DeltaPages { .. } | Self::DeltaEnd { .. })
+    }
 }
 
 impl<B: AsRef<[u8]>> Input<B> {
     /// The bytes that enter; empty for an input without any.
     pub fn payload(&self) -> &[u8] {
         match self {
-            Self::Frame { bytes, .. } | Self::Completion { bytes, .. } | Self::Console { bytes } => {
-                bytes.as_ref()
-            }
+            Self::Frame { bytes, .. }
+            | Self::Completion { bytes, .. }
+            | Self::Console { bytes }
+            | Self::DeltaPages { bytes }
+            | Self::DeltaEnd { bytes } => bytes.as_ref(),
             Self::PowerOn { .. } | Self::Mark | Self::Tick { .. } | Self::Returned { .. } => &[],
         }
     }
@@ -105,6 +126,12 @@ impl<B: AsRef<[u8]>> Input<B> {
             Self::Console { bytes } => Input::Console {
                 bytes: bytes.as_ref(),
             },
+            Self::DeltaPages { bytes } => Input::DeltaPages {
+                bytes: bytes.as_ref(),
+            },
+            Self::DeltaEnd { bytes } => Input::DeltaEnd {
+                bytes: bytes.as_ref(),
+            },
         }
     }
 
@@ -118,6 +145,8 @@ impl<B: AsRef<[u8]>> Input<B> {
             Self::Completion { .. } => "completion",
             Self::Returned { .. } => "returned",
             Self::Console { .. } => "console",
+            Self::DeltaPages { .. } => "delta pages",
+            Self::DeltaEnd { .. } => "delta end",
         }
     }
 }

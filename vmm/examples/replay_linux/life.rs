@@ -13,6 +13,7 @@ use lockstep_vmm::stop::Stop;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::time::{Duration, Instant};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// A life that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -62,7 +63,8 @@ pub(crate) fn record(mut machine: Machine, ports: Vec<DevicePort>, log: &MemoryL
 /// Lives it again, from the log alone.
 pub(crate) fn replay(mut machine: Machine, log: VecDeque<Record>) -> anyhow::Result<Life> {
     let start = Instant::now();
-    let mut replayer = Replayer::new(Box::new(Given(log)), Vec::new());
+    let memory_bytes = machine.memory().iter().map(GuestMemoryRegion::len).sum();
+    let mut replayer = Replayer::new(Box::new(Given(log)), Vec::new(), memory_bytes);
     let (mut exits, mut console) = (Vec::new(), 0);
     let mut exit = Exit::default();
     loop {

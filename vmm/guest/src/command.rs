@@ -73,6 +73,8 @@ pub enum Outcome {
     Later,
     /// Nothing happened; try again when other connections have been read and hold less memory.
     NoMemory,
+    /// It is at work, and takes more rounds; call it again in the next one.
+    Working,
 }
 
 /// Executes a command. `spare` is how much memory a long reply may take of what all connections share.
@@ -106,6 +108,9 @@ pub fn execute(
         }
     }
     let result = (spec.run)(&mut call);
+    if call.session.work.is_some() {
+        return Outcome::Working;
+    }
     if call.reply.is_too_long() {
         // Commands that change anything write what is long first, and stop there.
         if can_grow {

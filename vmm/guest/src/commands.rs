@@ -93,5 +93,6 @@ const SERVER: &[Spec] = &[
     reads("reset", 1, server::reset),
     reads("time", 1, server::time),
     reads("debug", -2, server::debug),
+    reads("hash", 2, server::hash),
     reads("shutdown", -1, server::shutdown),
 ];

@@ -22,6 +22,8 @@ pub enum Stall {
     Full,
     /// Others must let go of theirs: a large command or reply finds no memory.
     Memory,
+    /// Its command takes more rounds.
+    Work,
     /// The connection is ending.
     Closing,
 }
@@ -114,6 +116,7 @@ impl Conn {
                     match execute(db, &mut self.session, arguments, &mut self.out, spare) {
                         Outcome::Later => return Stall::Log,
                         Outcome::NoMemory => return Stall::Memory,
+                        Outcome::Working => return Stall::Work,
                         Outcome::Done(needs) => self.hold(before, needs),
                     }
                 }

@@ -18,6 +18,17 @@ pub struct Session {
     pub name: Vec<u8>,
     /// The client asked for the end.
     pub closing: bool,
+    /// What its last command still has to do.
+    pub work: Option<Work>,
+}
+
+/// A command that takes more than one round.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// How many steps are left.
+    pub left: u64,
+    /// What came of those that are done.
+    pub value: u64,
 }
 
 /// How much memory there is.

@@ -37,7 +37,9 @@ pub const BATCH_MAX: usize = GROUP_BYTES + 4 * COMMAND_MAX;
 /// How much of the store one batch of a compaction carries.
 pub const SNAPSHOT_BYTES: usize = 256 << 10;
 
-/// Most rounds of hashing that `DEBUG HASH` does in one go.
-pub const HASH_ROUNDS_MAX: u64 = 1_000_000_000;
+/// Most rounds of hashing that one command does.
+pub const HASH_ROUNDS_MAX: u64 = 10_000_000_000;
+/// How many of them `HASH` does before others have their turn: about a millisecond of work.
+pub const HASH_SLICE: u64 = 1 << 18;
 /// How many keys with a time to live are looked at in one step of expiry.
 pub const EXPIRY_STEP: usize = 64;

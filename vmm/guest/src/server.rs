@@ -93,6 +93,8 @@ pub struct Server<N, D> {
 struct Waiting {
     /// One could go on at once.
     nothing: bool,
+    /// One computes.
+    work: bool,
     log: bool,
     /// One needs memory; so much was held when it was refused.
     memory: Option<usize>,
@@ -167,6 +169,7 @@ impl<N: Nic, D: Disk> Server<N, D> {
                 };
                 let stall = conn.execute(&mut self.db, spare);
                 waiting.log |= stall == Stall::Log;
+                waiting.work |= stall == Stall::Work;
                 if stall == Stall::Memory {
                     waiting.memory = waiting.memory.max(Some(self.excess + conn.excess()));
                 }
@@ -243,6 +246,10 @@ impl<N: Nic, D: Disk> Server<N, D> {
     fn next(&mut self, waiting: Waiting) -> Next {
         if self.may_power_off() {
             return Next::PowerOff;
+        }
+        if waiting.work {
+            // Nobody is asked for a window: a guest that computes is one that the VMM has to stop.
+            return Next::Again;
         }
         let log_is_ready = waiting.log && self.db.log.readiness() != Readiness::Later;
         if waiting.nothing || log_is_ready || self.nic.has_frames() || self.disk.has_done() {

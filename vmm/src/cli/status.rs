@@ -148,6 +148,10 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
         );
         rows.push(("inputs late", text));
     }
+    if status.deltas > 0 {
+        let text = format!("{} of {} bytes", status.deltas, status.delta_bytes);
+        rows.push(("deltas", text));
+    }
     rows.push(("guest time", seconds(Duration::from_nanos(status.guest_time_ns))));
     rows.push(("uptime", seconds(Duration::from_millis(status.uptime_ms))));
     rows

@@ -27,7 +27,7 @@ pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node
         Some(DiskMode::Shared) => "shared",
         Some(DiskMode::Mirror) => "mirror",
     });
-    for timer in [pair.heartbeat, pair.timeout, pair.lease] {
+    for timer in [pair.heartbeat, pair.timeout, pair.lease, pair.stall_limit] {
         parts.add(timer.as_nanos().to_string());
     }
     parts.add(pair.log_window_bytes.to_string());

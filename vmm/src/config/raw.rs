@@ -75,6 +75,7 @@ pub(super) struct Pair {
     pub(super) timeout_ms: Option<Spanned<u64>>,
     pub(super) lease_ms: Option<Spanned<u64>>,
     pub(super) log_window_kib: Option<Spanned<u64>>,
+    pub(super) stall_limit_ms: Option<Spanned<u64>>,
 }
 
 /// Flat although it is a choice: inside a tagged enum the parser forgets the line numbers.

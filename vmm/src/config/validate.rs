@@ -203,6 +203,12 @@ fn pair(at: &Source<'_>, raw: &raw::Pair) -> Result<Pair, ConfigError> {
         LOG_WINDOW_KIB_DEFAULT,
         LOG_WINDOW_KIB,
     )?;
+    let stall = value(
+        "pair.stall_limit_ms",
+        &raw.stall_limit_ms,
+        STALL_LIMIT_MS_DEFAULT,
+        STALL_LIMIT_MS,
+    )?;
     let offset = |value: &Option<Spanned<u64>>| value.as_ref().map_or(0, |value| value.span().start);
     if lease >= timeout {
         let problem = format!(
@@ -229,6 +235,7 @@ fn pair(at: &Source<'_>, raw: &raw::Pair) -> Result<Pair, ConfigError> {
         timeout: Duration::from_millis(timeout),
         lease: Duration::from_millis(lease),
         log_window_bytes: window << 10,
+        stall_limit: Duration::from_millis(stall),
     })
 }
 
@@ -299,5 +306,7 @@ const HEARTBEAT_MS_DEFAULT: u64 = 20;
 const TIMEOUT_MS_DEFAULT: u64 = 120;
 const LEASE_MS_DEFAULT: u64 = 100;
 const TIMER_MS: (u64, u64) = (1, 600_000);
+const STALL_LIMIT_MS_DEFAULT: u64 = 2;
+const STALL_LIMIT_MS: (u64, u64) = (1, 1000);
 const LOG_WINDOW_KIB_DEFAULT: u64 = 16 * 1024;
 const LOG_WINDOW_KIB: (u64, u64) = (256, 1024 * 1024);

@@ -30,6 +30,9 @@ pub enum InjectError {
     /// Power-on is an input of position 0 alone.
     #[error("The log powers the VM on a second time")]
     SecondPowerOn,
+    /// A delta is no input of its own: it enters whole.
+    #[error("A piece of a delta was taken for an input")]
+    Delta,
 }
 
 impl Machine {
@@ -63,6 +66,7 @@ impl Machine {
                 bytes,
             } => parts.complete(device, queue, head, bytes),
             Input::Returned { device, queue, count } => parts.give_back(device, queue, count),
+            Input::DeltaPages { .. } | Input::DeltaEnd { .. } => Err(InjectError::Delta),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What makes the machine fault-tolerant. Inputs are gathered (`batch`) out of the device processes ([`port`]),
-//! recorded ([`record`]) or replayed ([`replay`]), and enter by one function ([`inject`]).
+//! recorded ([`record`]) or replayed ([`replay`]), and enter by one function ([`inject`]). What cannot be recomputed goes
+//! over as a [`delta`].
 
 mod batch;
 pub mod clock;
+pub mod delta;
 pub mod die;
 pub mod inject;
 pub mod lateness;

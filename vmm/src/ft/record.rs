@@ -4,8 +4,11 @@
 //! gathers what the device processes staged, hands it to the log in one piece, injects it by the same function that a
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
+mod stall;
+
 use super::batch::Batch;
 use super::clock::HostClock;
+use super::delta::{DeltaCounts, DeltaMaker, MakeError};
 use super::inject::InjectError;
 use super::lateness::Lateness;
 use super::port::{DevicePort, follow_driver};
@@ -18,7 +21,7 @@ use crate::transfer::source::Attention;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A guest that makes exits without idling sees its clock move at least this often.
 const TICK_EVERY: Duration = Duration::from_millis(1);
@@ -44,6 +47,11 @@ pub trait LogSink: Send {
     /// Whether the peer is lost; asked in every window.
     fn is_lost(&self) -> bool;
 
+    /// Whether somebody executes the log: a guest that is stopped in the middle of a run then needs a delta.
+    fn has_backup(&self) -> bool {
+        true
+    }
+
     /// The log offset after the last record.
     fn end(&self) -> LogOffset;
 }
@@ -62,6 +70,9 @@ pub enum WindowError {
     /// Our own input did not fit our own machine.
     #[error("A recorded input did not fit the machine")]
     Inject(#[from] InjectError),
+    /// What a backup needs cannot be told.
+    #[error("The guest's state cannot be read for its backup")]
+    Delta(#[source] MakeError),
 }
 
 /// Records and injects for a live machine.
@@ -79,6 +90,10 @@ pub struct Recorder {
     used: usize,
     /// When records were last sent without an output that waits for them.
     sent_at: GuestTime,
+    deltas: DeltaMaker,
+    counts: DeltaCounts,
+    /// Before this, time alone is no reason for a delta.
+    next_stall: Instant,
 }
 
 impl Recorder {
@@ -97,6 +112,9 @@ impl Recorder {
             attention: Attention::default(),
             errands: None,
             sent_at: GuestTime::ZERO,
+            deltas: DeltaMaker::default(),
+            counts: DeltaCounts::default(),
+            next_stall: Instant::now(),
         }
     }
 
@@ -123,6 +141,7 @@ impl Recorder {
     /// # Errors
     /// As [`Self::window`].
     pub fn begin_log(&mut self, machine: &mut Machine) -> Result<(), WindowError> {
+        self.follow_writes(machine)?;
         let now = self.clock.now();
         self.enter(machine, &[Input::Tick { time: now }])?;
         self.sink.flush();
@@ -135,8 +154,15 @@ impl Recorder {
         &self.lateness
     }
 
+    /// The deltas that were made.
+    #[must_use]
+    pub fn deltas(&self) -> DeltaCounts {
+        self.counts
+    }
+
     /// From now on the records go to `sink`.
     pub fn set_sink(&mut self, sink: Box<dyn LogSink>) {
+        self.deltas.stop();
         self.sink = sink;
     }
 
@@ -164,6 +190,7 @@ impl Recorder {
     /// # Errors
     /// As [`Self::window`].
     pub fn power_on(&mut self, machine: &mut Machine, seed: [u8; 32]) -> Result<(), WindowError> {
+        self.follow_writes(machine)?;
         let now = self.clock.now();
         self.enter(machine, &[Input::PowerOn { seed }, Input::Tick { time: now }])
             .map(|_| ())
@@ -177,6 +204,7 @@ impl Recorder {
     /// When the backup is lost, or the machine refuses an input.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
         follow_driver(&mut self.ports, machine, exit);
+        self.follow_writes(machine)?;
         self.batch.begin();
         let deadline = exit
             .idle
@@ -214,6 +242,15 @@ impl Recorder {
                 }
             }
         }
+    }
+
+    /// A delta needs to know what was written since a window in which the backup had the same machine.
+    fn follow_writes(&mut self, machine: &Machine) -> Result<(), WindowError> {
+        if !self.sink.has_backup() {
+            return Ok(());
+        }
+        let followed = self.deltas.follow(machine);
+        followed.map_err(|error| WindowError::Delta(error.into()))
     }
 
     fn is_time_to_send(&mut self, now: GuestTime) -> bool {

@@ -4,6 +4,7 @@
 //! runs past a window that the primary has not closed, is decided by the protocol's [`Follower`]. It orders nothing from
 //! device processes but what a mirrored disk has to do as well (`mirror.rs`), and reads no clock.
 
+use super::delta::{self, DeltaCounts};
 use super::inject::InjectError;
 use super::mirror::{Mirror, MirrorError};
 use super::port::{DevicePort, follow_driver};
@@ -41,6 +42,14 @@ pub enum ReplayError {
     /// This host's disk image is no longer the primary's.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+    /// A delta does not fit.
+    #[error("At position {at} a delta cannot be put in place: {why}")]
+    Delta {
+        /// Where the machine is.
+        at: Position,
+        /// Why.
+        why: String,
+    },
 }
 
 /// This machine is no longer the primary's machine.
@@ -66,17 +75,20 @@ pub struct Replayer {
     ports: Vec<DevicePort>,
     mirror: Option<Mirror>,
     follower: Follower,
+    counts: DeltaCounts,
 }
 
 impl Replayer {
-    /// A replayer of `source`; the `ports` are kept ready for the day this host is promoted.
+    /// A replayer of `source` for a machine with so much memory; the `ports` are kept ready for the day this host is
+    /// promoted.
     #[must_use]
-    pub fn new(source: Box<dyn LogSource>, ports: Vec<DevicePort>) -> Self {
+    pub fn new(source: Box<dyn LogSource>, ports: Vec<DevicePort>, memory_bytes: u64) -> Self {
         Self {
             source,
             mirror: Mirror::of(&ports),
             ports,
-            follower: Follower::new(),
+            follower: Follower::new(delta::bytes_max(memory_bytes)),
+            counts: DeltaCounts::default(),
         }
     }
 
@@ -84,6 +96,12 @@ impl Replayer {
     #[must_use]
     pub fn ports(&self) -> &[DevicePort] {
         &self.ports
+    }
+
+    /// The deltas that were put in place.
+    #[must_use]
+    pub fn deltas(&self) -> DeltaCounts {
+        self.counts
     }
 
     /// The guest is over, or the log: waits until the own image has all that the guest has asked for (I12).
@@ -103,7 +121,8 @@ impl Replayer {
         self.ports
     }
 
-    /// Lets every record of the open window enter.
+    /// Lets every record of the open window enter, and waits until a record of a later one is here: before that the
+    /// primary may still be in the same run, and a delta may come (I3).
     ///
     /// # Errors
     /// When a record cannot belong to this machine, or the own disk image is not the primary's any more.
@@ -121,13 +140,39 @@ impl Replayer {
                 .map_err(Diverged::from)?
             {
                 Admitted::Later => return Ok(Replayed::Closed),
-                Admitted::Enters(record) => self.enter(machine, &record)?,
-                Admitted::EntersLast(record) => {
+                Admitted::Kept => self.source.executed(at),
+                Admitted::Delta { pages, end } => {
+                    self.become_like_primary(machine, &pages, &end)?;
+                    // The exit is long over there.
+                    *exit = Exit::default();
+                }
+                Admitted::Enters(record) => {
                     self.enter(machine, &record)?;
-                    return Ok(Replayed::Closed);
+                    // Something came, so the guest is awake. A host that goes live here runs on as the primary did.
+                    exit.idle = None;
+                    if exit.end.is_some() && record.closes {
+                        return Ok(Replayed::Closed);
+                    }
                 }
             }
         }
+    }
+
+    fn become_like_primary(
+        &mut self,
+        machine: &mut Machine,
+        pages: &[Bytes],
+        end: &[u8],
+    ) -> Result<(), ReplayError> {
+        let at = machine.position();
+        delta::apply(machine, pages, end).map_err(|error| ReplayError::Delta {
+            at,
+            why: error.to_string(),
+        })?;
+        self.counts.deltas += 1;
+        self.counts.bytes += (pages.iter().map(Bytes::len).sum::<usize>() + end.len()) as u64;
+        self.source.executed(at);
+        Ok(())
     }
 
     /// Passes on what the guest did in the exit, once: to its devices, and what it asks of a mirrored disk.

@@ -28,7 +28,8 @@ impl Machine {
         let start = Instant::now();
         memory::clear(&parts.memory)?;
         let cleared = start.elapsed();
-        let up = PoweredUp::new(&self.guest, &parts.memory, &parts.cmdline, parts.devices.len())?;
+        let devices = parts.devices.len();
+        let up = PoweredUp::new(&self.guest, &parts.memory, &parts.cmdline, devices, &self.pulse)?;
         (self.vcpu, self.vm, self.hook) = (up.vcpu, Arc::new(up.vm), None);
         (parts.board, parts.seed) = (up.board, up.seed);
         parts.devices.iter_mut().for_each(MmioDevice::reset);

@@ -144,7 +144,8 @@ impl Machine {
         if template.digest() != state.template {
             return Err(RestoreError::Processor);
         }
-        let mut vcpu = Vcpu::new(kvm::create_vcpu(&vm, &template)?);
+        let pulse = Arc::default();
+        let mut vcpu = Vcpu::new(kvm::create_vcpu(&vm, &template)?, Arc::clone(&pulse));
         if matches!(state.board, Board::Pc(_)) {
             kvm::filter_clocks(&vm)?;
             vcpu.show_registers();
@@ -176,6 +177,7 @@ impl Machine {
             template: template.digest(),
             guest: spec.guest,
             tracked: Arc::new(AtomicBool::new(false)),
+            pulse,
         })
     }
 

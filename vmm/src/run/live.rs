@@ -8,14 +8,17 @@ use crate::ft::port::DevicePort;
 use crate::ft::record::{LogSink, PeerLost, Recorder, WindowError};
 use crate::ft::replay::pairing_of;
 use crate::ft::takeover::{Settled, settle};
-use crate::machine::{End, Exit};
+use crate::machine::{Advance, End, Exit};
 use crate::status::{Role, What};
+use crate::vcpu::Watchdog;
+use anyhow::Context;
 use lockstep_protocol::ids::{LogOffset, Position, Term};
 use lockstep_protocol::message;
 use lockstep_protocol::record::Input;
 use lockstep_protocol::session::Parting;
 use lockstep_protocol::takeover::Deed;
 use lockstep_staging::gate::boottime;
+use std::sync::Arc;
 
 /// The log of a host that is alone: nobody reads it, so only its length is kept.
 #[derive(Debug)]
@@ -38,6 +41,10 @@ impl LogSink for NoLog {
     }
 
     fn is_lost(&self) -> bool {
+        false
+    }
+
+    fn has_backup(&self) -> bool {
         false
     }
 
@@ -136,9 +143,15 @@ fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
 impl Live {
     /// Runs the guest until it ends or this process is asked to stop.
     pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
+        let pulse = Arc::clone(host.machine.pulse());
+        let _watchdog = Watchdog::start(pulse, host.config.pair.stall_limit)
+            .context("Cannot watch for a guest that makes no exits")?;
         loop {
-            let mut exit = host.machine.step()?;
-            if let Some(ended) = self.window(host, &mut exit)? {
+            let ended = match host.machine.advance()? {
+                Advance::Exit(mut exit) => self.window(host, &mut exit)?,
+                Advance::Stalled => self.stalled(host)?,
+            };
+            if let Some(ended) = ended {
                 return Ok(self.leave(host, ended));
             }
         }
@@ -166,8 +179,7 @@ impl Live {
                 Err(error) => self.survive(host, error)?,
             }
         }
-        host.observe();
-        host.monitor.late(self.recorder.lateness());
+        self.note(host);
         if let Some(ended) = self.lost_device() {
             return Ok(Some(ended));
         }
@@ -183,6 +195,32 @@ impl Live {
     fn lost_device(&self) -> Option<Ended> {
         let lost = self.recorder.ports().iter().find(|port| !port.is_alive())?;
         self.pair.as_ref().map(|_| Ended::DeviceLost(lost.kind()))
+    }
+
+    /// The guest was stopped in the middle of a run: what waits for it enters there.
+    fn stalled(&mut self, host: &mut Host) -> anyhow::Result<Option<Ended>> {
+        loop {
+            if host.stop.is_asked() {
+                return Ok(Some(Ended::Stopped));
+            }
+            match self.recorder.stalled(&mut host.machine) {
+                Ok(()) => break,
+                Err(error) => self.survive(host, error)?,
+            }
+        }
+        self.note(host);
+        if let Some(ended) = self.lost_device() {
+            return Ok(Some(ended));
+        }
+        self.see_to_errand(host);
+        self.reprotect(host)?;
+        Ok(None)
+    }
+
+    fn note(&self, host: &mut Host) {
+        host.observe();
+        host.monitor.late(self.recorder.lateness());
+        host.monitor.deltas(self.recorder.deltas());
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.

@@ -31,7 +31,7 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
     host.stop.heed();
-    let replayer = Replayer::new(Box::new(pair.source()), ports);
+    let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
     Shadow { replayer, pair }.run(host)
 }
 
@@ -46,6 +46,8 @@ impl Shadow {
     pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
         let mut exit = Exit::default();
         loop {
+            // Before the window: a delta in it brings chips whose words the primary has printed.
+            host.observe();
             let end = exit.end;
             match self.replayer.window(&mut host.machine, &mut exit) {
                 Ok(Replayed::LogEnds) if host.stop.is_asked() => {
@@ -55,7 +57,7 @@ impl Shadow {
                 Ok(Replayed::Closed) => {}
                 Err(why) => return Err(self.give_up(host, parting(&why), why)),
             }
-            host.observe();
+            host.monitor.deltas(self.replayer.deltas());
             if let Some(lost) = self.replayer.ports().iter().find(|port| !port.is_alive()) {
                 let why = DeviceLost(lost.kind());
                 return Err(self.give_up(host, Parting::DeviceFailed, why));
@@ -137,7 +139,7 @@ impl Shadow {
 
 fn parting(why: &ReplayError) -> Parting {
     match why {
-        ReplayError::Diverged(_) => Parting::Failed,
+        ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
         ReplayError::Mirror(_) => Parting::DiskFailed,
     }
 }

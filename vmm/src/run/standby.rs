@@ -43,7 +43,7 @@ pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Resu
         }
         match take_in(host, &mut ports) {
             Ok(pair) => {
-                let replayer = Replayer::new(Box::new(pair.source()), ports);
+                let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
                 return Shadow { replayer, pair }.run(host);
             }
             Err(error) => settle_for(host, error)?,

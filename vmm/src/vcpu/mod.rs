@@ -1,19 +1,24 @@
 //! The one vCPU: from resume to the next synchronous exit, each typed.
 //!
 //! The machine calls [`Vcpu::run`] once per position. A return that the guest did not cause (a signal) is not an exit:
-//! it is run again here and nobody counts it.
+//! it is run again here and nobody counts it, unless the watchdog asked for it.
 
 mod interrupt;
+mod pulse;
 mod state;
+mod watchdog;
 mod xsave;
 
+pub use pulse::Pulse;
 pub use state::{VcpuState, VcpuStateError};
+pub use watchdog::Watchdog;
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs,
     kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use std::sync::Arc;
 
 /// A return from `KVM_RUN` that the guest caused. Reads are answered before the next [`Vcpu::run`] by the closures' results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +33,8 @@ pub enum Stop {
     Window,
     /// The one instruction that was asked for is done.
     Step,
+    /// The watchdog asked for it: no exit, the guest stands between two instructions.
+    Stalled,
 }
 
 /// Why the vCPU cannot go on.
@@ -77,6 +84,7 @@ pub struct Vcpu {
     unfinished: bool,
     /// An exit that finishing the last one took: the next run begins with it.
     ahead: Option<Stop>,
+    pulse: Arc<Pulse>,
 }
 
 /// Where user space goes on after a fault that is taken back.
@@ -98,13 +106,14 @@ pub struct UserReturn {
 const USER_CODE_64: u64 = 0x33;
 
 impl Vcpu {
-    /// Takes over a vCPU whose registers are set.
+    /// Takes over a vCPU whose registers are set; `pulse` tells how it runs.
     #[must_use]
-    pub fn new(fd: VcpuFd) -> Self {
+    pub fn new(fd: VcpuFd, pulse: Arc<Pulse>) -> Self {
         Self {
             fd,
             unfinished: false,
             ahead: None,
+            pulse,
         }
     }
 
@@ -113,14 +122,20 @@ impl Vcpu {
     /// # Errors
     /// When KVM cannot run the vCPU or reports a state nobody can go on from.
     pub fn run(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
-        loop {
-            if let Some(stop) = self.ahead.take() {
-                return Ok(stop);
-            }
-            if let Some(stop) = self.run_once(bus)? {
-                return Ok(stop);
-            }
+        if let Some(stop) = self.ahead.take() {
+            return Ok(stop);
         }
+        self.pulse.enter();
+        let stop = loop {
+            match self.run_once(bus) {
+                Ok(None) if self.pulse.is_asked() => break Ok(Stop::Stalled),
+                Ok(None) => {}
+                Ok(Some(stop)) => break Ok(stop),
+                Err(error) => break Err(error),
+            }
+        };
+        self.pulse.leave();
+        stop
     }
 
     /// Finishes the instruction of the last exit without running another one, so that an interrupt may come after it.
@@ -230,7 +245,12 @@ impl Vcpu {
     /// As [`Self::run`].
     pub fn step(&mut self, bus: &mut impl Bus) -> Result<Stop, VcpuError> {
         self.debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
-        let stop = self.run(bus);
+        let stop = loop {
+            match self.run(bus) {
+                Ok(Stop::Stalled) => {}
+                stop => break stop,
+            }
+        };
         self.debug(0)?;
         stop
     }

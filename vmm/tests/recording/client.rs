@@ -34,6 +34,10 @@ pub(super) fn ask_everything(_guard: &StopOnPanic) -> usize {
         &["NOSUCHCOMMAND"],
         "-ERR unknown command 'NOSUCHCOMMAND', with args beginning with: ",
     );
+    one.send(&encode(&["HASH", "100000000"]));
+    (0..20).for_each(|_| other.expect(&["PING"], "+PONG"));
+    assert_eq!(one.reply(), hash_of(100_000_000));
+    one.expect(&["DEBUG", "HASH", "20000000"], &hash_of(20_000_000));
     other.expect(&["DEL", "bulk", "key:3", "key:4"], ":3");
     one.expect(&["GET", "key:3"], "(nil)");
     one.expect(&["GET", "marked"], str::from_utf8(MARKED).unwrap());
@@ -123,6 +127,17 @@ impl Client {
             .expect("the guest ends the connection in good order");
         assert_eq!(ended, 0, "SHUTDOWN has no reply");
     }
+}
+
+/// What the guest's hash of so many rounds comes to (splitmix64).
+fn hash_of(rounds: u64) -> String {
+    let mix = |number: u64| {
+        let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    format!("{:016x}", (0..rounds).fold(0, |hash, _| mix(hash)))
 }
 
 fn encode(words: &[impl AsRef<str>]) -> Vec<u8> {

@@ -12,18 +12,21 @@ use lockstep_vmm::ft::port::DevicePort;
 use lockstep_vmm::ft::record::Recorder;
 use lockstep_vmm::ft::replay::{Replayed, Replayer};
 use lockstep_vmm::ft::wait::Waker;
-use lockstep_vmm::machine::{End, Exit, Guest, Machine, MachineDigest, MachineSpec};
+use lockstep_vmm::machine::{Advance, End, Exit, Guest, Machine, MachineDigest, MachineSpec};
 use lockstep_vmm::run::MICRO_GUEST;
 use lockstep_vmm::stop::Stop;
+use lockstep_vmm::vcpu::Watchdog;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioDevice};
 use log::{Given, MemoryLog};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 pub(crate) use client::MARKED;
 
 const SEED: [u8; 32] = *b"the same seed makes the same run";
 pub(crate) const MEMORY_MIB: u64 = 64;
+const STALL_LIMIT: Duration = Duration::from_millis(2);
 const CMDLINE: &str = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379";
 
 /// How a run ended.
@@ -42,6 +45,8 @@ pub(crate) struct Recording {
     pub(crate) outcome: Outcome,
     /// How many commands the clients saw answered.
     pub(crate) operations: usize,
+    /// How often the guest was stopped in the middle of a run.
+    pub(crate) deltas: u64,
     /// What the guest saw of its devices: kind, features, configuration space.
     devices: Vec<(DeviceKind, u64, Vec<u8>)>,
 }
@@ -115,17 +120,28 @@ fn record() -> Recording {
         .power_on(&mut machine, SEED)
         .expect("the log takes everything");
     let mut console = Vec::new();
+    let watchdog = Watchdog::start(Arc::clone(machine.pulse()), STALL_LIMIT).expect("there are threads");
     let end = loop {
-        let mut exit = machine.step().expect("KVM runs the guest");
-        let end = exit.end;
-        recorder
-            .window(&mut machine, &mut exit, &stop)
-            .expect("the log takes everything");
+        let end = match machine.advance().expect("KVM runs the guest") {
+            Advance::Exit(mut exit) => {
+                let end = exit.end;
+                let served = recorder.window(&mut machine, &mut exit, &stop);
+                served.expect("the log takes everything");
+                end
+            }
+            Advance::Stalled => {
+                let served = recorder.stalled(&mut machine);
+                served.expect("the log takes everything");
+                None
+            }
+        };
         console.extend(machine.take_console());
         if end.is_some() || stop.is_asked() {
             break end;
         }
     };
+    drop(watchdog);
+    let deltas = recorder.deltas().deltas;
     let operations = clients.join().expect("the guest answers as it should");
     let end = end.expect("the guest switched itself off");
     let digest = machine.digest().expect("KVM tells the registers");
@@ -139,6 +155,7 @@ fn record() -> Recording {
         log: log.bytes(),
         outcome,
         operations,
+        deltas,
         devices,
     }
 }
@@ -179,7 +196,7 @@ impl Replica {
     pub(crate) fn going_on(machine: Machine, records: Vec<Record>) -> Self {
         Self {
             machine,
-            replayer: Replayer::new(Box::new(Given(records.into())), Vec::new()),
+            replayer: Replayer::new(Box::new(Given(records.into())), Vec::new(), MEMORY_MIB << 20),
             end: None,
             console: Vec::new(),
         }

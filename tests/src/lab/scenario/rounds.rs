@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lockstep_demo::outside::Outside;
 use serde_json::Value;
 
@@ -25,6 +25,9 @@ struct Round {
 
 /// Tells the story once, with as many deaths as ordered.
 pub fn play(order: &Order) -> anyhow::Result<Report> {
+    if order.setting.guest == Guest::Postgres {
+        bail!("The clients of this story talk to redis: leave --guest out");
+    }
     let mut world = World::build(&order.setting, "rounds")?;
     world.power_on(Protection::Pair)?;
     let outside = Outside::start(GUEST, order.clients, order.seed)?;
@@ -56,7 +59,7 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     }
     let on_disk = match order.setting.guest {
         Guest::Micro => None,
-        Guest::Debian => Some(look_at_disks(&world, survivor, &memory)?),
+        Guest::Debian | Guest::Postgres => Some(look_at_disks(&world, survivor, &memory)?),
     };
 
     let seen = memory.seen();

@@ -26,6 +26,9 @@ pub(crate) enum Misfit {
     /// More chains are returned than are in flight.
     #[error("{0} chains are returned, more than are in flight")]
     TooManyReturned(u16),
+    /// A delta enters whole.
+    #[error("A piece of a delta is taken for an input")]
+    Delta,
     /// The machine has no such device or queue.
     #[error("An input is for device {0}, which the machine does not have")]
     NoDevice(DeviceId),
@@ -69,6 +72,7 @@ impl Guest {
                 Ok(())
             }
             Input::Console { .. } => Ok(()),
+            Input::DeltaPages { .. } | Input::DeltaEnd { .. } => Err(Misfit::Delta),
             Input::Frame { device, .. }
             | Input::Completion { device, .. }
             | Input::Returned { device, .. } => Err(Misfit::NoDevice(device)),

@@ -30,6 +30,9 @@ const TIMING: Timing = Timing {
     lease: Duration::from_millis(75),
 };
 
+/// The model makes no deltas.
+const DELTA_BYTES_MAX: usize = 0;
+
 /// The term of the session.
 const TERM: Term = Term::new(1);
 
@@ -55,14 +58,16 @@ pub(super) struct Vm {
     pub(super) position: Position,
     pub(super) known: Number,
     pub(super) called: bool,
+    /// A request has entered since the last exit.
+    pub(super) asked: bool,
     pub(super) applied: LogOffset,
 }
 
 impl Vm {
-    /// Runs to the next exit, which calls for a reply if a request has just entered.
-    pub(super) fn step(&mut self, entered: bool) {
+    /// Runs to the next exit, which calls for a reply if a request has entered since the last one.
+    pub(super) fn step(&mut self) {
         self.position = self.position.next();
-        self.called = entered;
+        self.called = std::mem::take(&mut self.asked);
     }
 }
 
@@ -161,7 +166,7 @@ impl Pair {
             now,
             hosts: [
                 Host::new(Role::Primary(Box::new(primary))),
-                Host::new(Role::Backup(Box::new(backup), Follower::new())),
+                Host::new(Role::Backup(Box::new(backup), Follower::new(DELTA_BYTES_MAX))),
             ],
             wires: Wires::default(),
             register,

@@ -198,7 +198,8 @@ impl Pair {
         }
         self.left.requests -= 1;
         live.vm.known = number;
-        live.vm.step(true);
+        live.vm.asked = true;
+        live.vm.step();
         self.drive(host);
         true
     }
@@ -222,7 +223,7 @@ impl Pair {
         };
         let held = live.held.hold(reply.needs, 1, reply);
         held.expect("there are fewer requests than an outbox holds");
-        live.vm.step(false);
+        live.vm.step();
         self.drive(host);
         true
     }
@@ -401,11 +402,14 @@ impl Pair {
             return false;
         };
         let admitted = follower.handle_record(record, host.vm.position, host.vm.called);
-        let (record, closes) = match admitted {
-            Ok(Admitted::Enters(record)) => (record, false),
-            Ok(Admitted::EntersLast(record)) => (record, true),
+        let record = match admitted {
+            Ok(Admitted::Enters(record)) => record,
             Ok(Admitted::Later) => {
-                host.vm.step(false);
+                host.vm.step();
+                return true;
+            }
+            Ok(Admitted::Kept | Admitted::Delta { .. }) => {
+                self.accuse("A delta comes that nobody made");
                 return true;
             }
             Err(misplaced) => {
@@ -413,16 +417,13 @@ impl Pair {
                 return true;
             }
         };
-        let entered = matches!(record.input, Input::Console { .. });
         if let Input::Console { bytes } = &record.input {
             host.vm.known = bytes[0];
+            host.vm.asked = true;
         }
         host.vm.applied = host.vm.applied.next();
         if let Role::Backup(backup, _) = &mut host.role {
             backup.handle_executed(host.vm.applied, host.vm.position);
-        }
-        if closes {
-            host.vm.step(entered);
         }
         true
     }
@@ -488,6 +489,11 @@ impl Pair {
         let (known, position) = (host.vm.known, host.vm.position);
         if known < self.seen.newest || position < self.seen.furthest {
             self.accuse("The survivor has not executed what the outside has seen (I4)");
+        }
+        // What entered in its last window is executed now; before that the guest of the lost primary did.
+        let vm = &mut self.hosts[index].vm;
+        if vm.asked {
+            vm.step();
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct Tally {
     pub halts: u64,
     /// Hosts that were started alone.
     pub lone_starts: u64,
+    /// Guests of backups that became what their primary's was in the middle of a run.
+    pub deltas: u64,
     /// Things that went wrong.
     pub faults: u64,
 }
@@ -30,6 +32,7 @@ impl Tally {
         self.survivals += other.survivals;
         self.halts += other.halts;
         self.lone_starts += other.lone_starts;
+        self.deltas += other.deltas;
         self.faults += other.faults;
     }
 }

@@ -40,6 +40,8 @@ impl Process {
         }
         let exit = match self.window.take() {
             Some(exit) => exit,
+            None if self.stalled => return self.end_stall(env),
+            None if env.dice.chance(env.plan.stalls) => return self.begin_stall(env),
             None => {
                 self.sleeps_until = None;
                 self.guest.step()
@@ -193,6 +195,44 @@ impl Process {
             }
         }
         start
+    }
+
+    /// The guest computes what nobody can recompute, and is stopped in the middle of it: the first pieces of a delta.
+    fn begin_stall(&mut self, env: &mut Env) {
+        self.guest.wander(env.dice.any());
+        self.stalled = true;
+        if let Pair::Primary(end) = &mut self.pair {
+            let position = self.guest.position();
+            for piece in 0..env.dice.below(4) as u8 {
+                end.machine
+                    .append(position, false, Input::DeltaPages { bytes: &[piece] });
+            }
+            self.flush(env);
+        }
+        self.busy_until = env.now.later(env.dice.between(env.plan.exit));
+        self.wake_vcpu_at(env, self.busy_until);
+    }
+
+    /// The end of the delta, and what enters behind it.
+    fn end_stall(&mut self, env: &mut Env) {
+        if !self.has_room() {
+            return self.flush(env);
+        }
+        self.stalled = false;
+        if let Pair::Primary(end) = &mut self.pair {
+            let run = env.runs.keep(&self.guest);
+            let position = self.guest.position();
+            end.machine
+                .append(position, false, Input::DeltaEnd { bytes: &run });
+        }
+        let batch = self.gather();
+        self.consume(&batch);
+        let now = self.guest_now(env);
+        let inputs = batch.inputs.iter().map(Input::borrowed);
+        let inputs: Vec<_> = window::entries(false, Some(now), inputs).collect();
+        self.enter(env, &inputs);
+        self.flush(env);
+        self.run_on(env);
     }
 
     pub(super) fn flush(&mut self, env: &mut Env) {

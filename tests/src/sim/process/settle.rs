@@ -28,7 +28,7 @@ pub(super) enum Claimant {
     /// A primary that lost its backup.
     Primary(Claiming),
     /// A backup that lost its primary.
-    Backup(Survivor),
+    Backup(Box<Survivor>),
 }
 
 /// A backup that lost its primary.

@@ -102,38 +102,41 @@ impl Process {
     fn admit(&mut self, env: &mut Env, following: &mut Following, record: Record, exit: Exit) -> Replay {
         let called = exit.kick.is_some() || exit.end;
         let at = self.guest.position();
-        let (record, closes) = match following.follower.handle_record(record, at, called) {
-            Ok(Admitted::Enters(record)) => (record, false),
-            Ok(Admitted::EntersLast(record)) => (record, true),
-            Ok(Admitted::Later) => return Self::close(&exit),
+        let (mut exit, mut ends) = (exit, false);
+        match following.follower.handle_record(record, at, called) {
+            // The primary has left this window for certain: the guest runs on.
+            Ok(Admitted::Later) => return Replay::More,
+            Ok(Admitted::Kept) => {}
+            Ok(Admitted::Delta { pages, end }) => {
+                if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end)) {
+                    env.accuse("I15", self.desk.host, &sentence);
+                    return Replay::Diverged;
+                }
+                env.oracle.tally.deltas += 1;
+                exit = Exit::default();
+            }
+            Ok(Admitted::Enters(record)) => {
+                if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
+                    env.accuse("I2", self.desk.host, &misfit);
+                    return Replay::Diverged;
+                }
+                exit.idle = None;
+                ends = exit.end && record.closes;
+            }
             Err(misplaced) => {
                 env.accuse("I3", self.desk.host, &misplaced);
                 return Replay::Diverged;
             }
-        };
-        if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
-            env.accuse("I2", self.desk.host, &misfit);
-            return Replay::Diverged;
         }
         following.applied = following.applied.next();
         if let Pair::Backup(end) = &mut self.pair {
             end.executed(following.applied, at);
         }
-        match closes {
-            true => Self::close(&exit),
-            false => {
-                self.window = Some(exit);
-                Replay::More
-            }
+        if ends {
+            return Replay::Ends;
         }
-    }
-
-    /// The window is closed: the guest may run on.
-    fn close(exit: &Exit) -> Replay {
-        match exit.end {
-            true => Replay::Ends,
-            false => Replay::More,
-        }
+        self.window = Some(exit);
+        Replay::More
     }
 
     fn next_record(&mut self) -> Option<Record> {
@@ -171,7 +174,7 @@ impl Process {
             heard,
         };
         let settling = Settling {
-            claimant: Claimant::Backup(survivor),
+            claimant: Claimant::Backup(Box::new(survivor)),
         };
         self.becomes(env, Part::Settling(Box::new(settling)));
         self.ring(env, Actor::Vcpu);

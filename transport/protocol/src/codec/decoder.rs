@@ -3,7 +3,9 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::records::{CLOSES, COMPLETION, CONSOLE, Cursor, FRAME, MARK, POWER_ON, RETURNED, TICK};
+use super::records::{
+    CLOSES, COMPLETION, CONSOLE, Cursor, DELTA_END, DELTA_PAGES, FRAME, MARK, POWER_ON, RETURNED, TICK,
+};
 use super::{Reader, Unread, unzigzag};
 use crate::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
 use crate::limits::{MAX_PAYLOAD, MAX_RECORD_HEAD};
@@ -173,7 +175,7 @@ impl RecordDecoder {
     /// A head at the front of `bytes` and its length; `None` while it is not all there.
     fn parse_head(&self, bytes: &[u8]) -> Result<Option<(RecordHead, usize)>, LogFault> {
         let kind = bytes[0] & !CLOSES;
-        if !(POWER_ON..=CONSOLE).contains(&kind) {
+        if !(POWER_ON..=DELTA_END).contains(&kind) {
             return Err(LogFault::UnknownKind(bytes[0]));
         }
         let mut reader = Reader { rest: bytes };
@@ -220,7 +222,13 @@ impl RecordDecoder {
                 queue: QueueIndex::new(read_u16(from)?),
                 count: read_u16(from)?,
             },
-            _ => Input::Console {
+            CONSOLE => Input::Console {
+                bytes: read_length(from)?,
+            },
+            DELTA_PAGES => Input::DeltaPages {
+                bytes: read_length(from)?,
+            },
+            _ => Input::DeltaEnd {
                 bytes: read_length(from)?,
             },
         };
@@ -238,7 +246,7 @@ impl RecordDecoder {
                 length: length as u64,
             });
         }
-        if !self.cursor.admits(head.position) {
+        if !self.cursor.admits(head.position, head.input.is_delta()) {
             return Err(LogFault::WindowClosed(head.position));
         }
         if matches!(head.input, Input::PowerOn { .. }) && head.position > Position::ZERO {
@@ -261,9 +269,11 @@ fn read_length(from: &mut Reader<'_>) -> Result<Payload, Unread> {
 impl RecordHead {
     fn payload_len(&self) -> usize {
         match &self.input {
-            Input::Frame { bytes, .. } | Input::Completion { bytes, .. } | Input::Console { bytes } => {
-                bytes.0
-            }
+            Input::Frame { bytes, .. }
+            | Input::Completion { bytes, .. }
+            | Input::Console { bytes }
+            | Input::DeltaPages { bytes }
+            | Input::DeltaEnd { bytes } => bytes.0,
             Input::PowerOn { .. } | Input::Mark | Input::Tick { .. } | Input::Returned { .. } => 0,
         }
     }
@@ -288,6 +298,8 @@ impl RecordHead {
             },
             Input::Returned { device, queue, count } => Input::Returned { device, queue, count },
             Input::Console { .. } => Input::Console { bytes: payload },
+            Input::DeltaPages { .. } => Input::DeltaPages { bytes: payload },
+            Input::DeltaEnd { .. } => Input::DeltaEnd { bytes: payload },
         };
         Record {
             position: self.position,

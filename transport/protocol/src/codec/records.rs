@@ -16,6 +16,8 @@ pub(super) const FRAME: u8 = 4;
 pub(super) const COMPLETION: u8 = 5;
 pub(super) const RETURNED: u8 = 6;
 pub(super) const CONSOLE: u8 = 7;
+pub(super) const DELTA_PAGES: u8 = 8;
+pub(super) const DELTA_END: u8 = 9;
 /// Set on the kind of a record that is the last of its window.
 pub(super) const CLOSES: u8 = 0x80;
 
@@ -28,9 +30,9 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// I2: positions never go back, and a closed window takes no more records.
-    pub(super) fn admits(&self, position: Position) -> bool {
-        position > self.position || (position == self.position && !self.closed)
+    /// I2: positions never go back, and a closed window takes no more records; a delta opens it again.
+    pub(super) fn admits(&self, position: Position, is_delta: bool) -> bool {
+        position > self.position || (position == self.position && (!self.closed || is_delta))
     }
 }
 
@@ -54,7 +56,7 @@ impl RecordEncoder {
             input,
         } = record;
         assert!(
-            self.cursor.admits(*position),
+            self.cursor.admits(*position, input.is_delta()),
             "a record enters a window that is still open (I2)"
         );
         assert!(input.payload().len() <= MAX_PAYLOAD, "a payload fits a record");
@@ -97,7 +99,9 @@ impl RecordEncoder {
                 put_varint(out, queue.get().into());
                 put_varint(out, (*count).into());
             }
-            Input::Console { bytes } => put_payload(out, bytes),
+            Input::Console { bytes } | Input::DeltaPages { bytes } | Input::DeltaEnd { bytes } => {
+                put_payload(out, bytes);
+            }
         }
     }
 }
@@ -111,6 +115,8 @@ fn kind(input: &Input<&[u8]>) -> u8 {
         Input::Completion { .. } => COMPLETION,
         Input::Returned { .. } => RETURNED,
         Input::Console { .. } => CONSOLE,
+        Input::DeltaPages { .. } => DELTA_PAGES,
+        Input::DeltaEnd { .. } => DELTA_END,
     }
 }
 

@@ -32,6 +32,8 @@ fn inputs() -> impl Strategy<Value = Input<Vec<u8>>> {
             count,
         }),
         1 => bytes().prop_map(|bytes| Input::Console { bytes }),
+        1 => bytes().prop_map(|bytes| Input::DeltaPages { bytes }),
+        1 => bytes().prop_map(|bytes| Input::DeltaEnd { bytes }),
     ]
 }
 
@@ -216,7 +218,7 @@ fn a_payload_that_lies_in_one_piece_is_not_copied() {
 fn kind_zero_and_reserved_bits_are_refused() {
     assert_eq!(fault(&[0, 0]), LogFault::UnknownKind(0));
     assert_eq!(fault(&[0x12, 0]), LogFault::UnknownKind(0x12));
-    assert_eq!(fault(&[8, 0]), LogFault::UnknownKind(8));
+    assert_eq!(fault(&[10, 0]), LogFault::UnknownKind(10));
 }
 
 #[test]
@@ -251,6 +253,21 @@ fn a_position_that_would_wrap_around_is_refused() {
 #[test]
 fn a_record_for_a_closed_window_is_refused() {
     assert_eq!(fault(&[0x82, 5, 2, 0]), LogFault::WindowClosed(Position::new(5)));
+}
+
+#[test]
+fn a_delta_and_nothing_else_opens_a_closed_window_again() {
+    let closed = [0x82, 5];
+    let tick_after = |delta: &[u8]| [&closed[..], delta, &[0x83, 0, 2]].concat();
+    let [pages, end] = [&[8, 0, 1, 7][..], &[9, 0, 1, 7]];
+    assert_eq!(decode(vec![Bytes::from(tick_after(end))]).unwrap().len(), 3);
+    assert_eq!(
+        decode(vec![Bytes::from(tick_after(&[pages, end].concat()))])
+            .unwrap()
+            .len(),
+        4
+    );
+    assert_eq!(fault(&tick_after(&[])), LogFault::WindowClosed(Position::new(5)));
 }
 
 #[test]

@@ -130,8 +130,9 @@ impl Fault {
             Self::Cut { .. } | Self::Weather { .. } => relay(world)?.mend(),
             Self::Arbiter(_) => world.restart_arbiter().await?,
             Self::FullDisk => small_disk::free(world.dir())?,
+            Self::Device(part, _) => pair.await_end(*part).await?,
             // The cable is plugged in again when the pair heals.
-            Self::Kill(_) | Self::Unplugged(_) | Self::Device(..) | Self::SlowDisk(..) => {}
+            Self::Kill(_) | Self::Unplugged(_) | Self::SlowDisk(..) => {}
         }
         Ok(())
     }

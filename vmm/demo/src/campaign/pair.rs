@@ -59,9 +59,23 @@ impl Pair {
             .with_context(|| format!("A host has no {kind} process of its own"))
     }
 
-    /// Waits until one host is live and the other its backup; a host that ended is started again as a spare.
+    /// A host that cannot go on has to end by itself.
+    pub(super) async fn await_end(&mut self, part: Part) -> anyhow::Result<()> {
+        let deadline = Instant::now() + END_MAX;
+        while self.host(part).ended()?.is_none() {
+            if Instant::now() > deadline {
+                bail!("The host goes on all the same{}", self.host(part).last_words());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until one host is live and the other its backup; a host that ended is started again as a spare. They have to
+    /// be so for a while: a loss that nobody has noticed yet is one all the same, and the next fault would be one too many.
     pub(super) async fn heal(&mut self, world: &mut World) -> anyhow::Result<()> {
         let deadline = Instant::now() + WHOLE_MAX;
+        let mut whole_since = None;
         loop {
             let mut lives = [None, None];
             for (host, life) in self.hosts.iter_mut().zip(&mut lives) {
@@ -74,7 +88,9 @@ impl Pair {
             }
             let taps: Vec<_> = NODES.iter().map(|node| tap(node)).collect();
             let plugged = world.network().plug(&taps).await?;
-            if plugged && self.is_whole(&lives) {
+            if !(plugged && self.is_whole(&lives)) {
+                whole_since = None;
+            } else if whole_since.get_or_insert_with(Instant::now).elapsed() > NOTICED_AFTER {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -104,5 +120,9 @@ impl Pair {
 
 /// Longer than any fault lasts, and any start, on a busy machine.
 const WHOLE_MAX: Duration = Duration::from_secs(30);
+/// How long a host takes to notice that it cannot go on, and to say so.
+const END_MAX: Duration = Duration::from_secs(10);
+/// Above the time-out of the pair.
+const NOTICED_AFTER: Duration = Duration::from_millis(200);
 const STARTS_MAX: u32 = 3;
 const LOOK: Duration = Duration::from_millis(10);

@@ -39,28 +39,29 @@ impl Witness {
     }
 }
 
-/// Whether both hosts may have talked to the outside at one moment: the first one's right to do so lasts until after
-/// the second one has said that it does.
+/// Whether both hosts were seen at one moment with the right to talk to the outside.
+///
+/// A host that is stopped in the middle of an answer gives it late. So a primary's right is counted from before it was
+/// asked, and one that is alone has to be so in the same term when it is asked again.
 async fn both_live(sockets: &[PathBuf; 2]) -> bool {
     let [first, second] = sockets;
-    let Some(until) = live_until(status::ask(first).await, Instant::now()) else {
+    let asked = Instant::now();
+    let Some(one) = status::ask(first).await.filter(Status::is_live) else {
         return false;
     };
-    let other = status::ask(second).await;
-    let now = Instant::now();
-    live_until(other, now).is_some() && now < until
-}
-
-/// Until when a host that answered just now may talk to the outside, if it may.
-fn live_until(status: Option<Status>, now: Instant) -> Option<Instant> {
-    let status = status?;
-    match (status.role.as_str(), status.lease_ms_left) {
-        ("alone", _) => Some(now + FOR_GOOD),
-        // It was asked a moment ago: what it said it had left, it has not any more.
-        ("primary", Some(left)) => Some(now + Duration::from_millis(left.saturating_sub(1))),
-        _ => None,
-    }
+    let other_asked = Instant::now();
+    let Some(other) = status::ask(second).await.filter(Status::is_live) else {
+        return false;
+    };
+    let answered = Instant::now();
+    let Some(again) = status::ask(first).await.filter(|again| again.term == one.term) else {
+        return false;
+    };
+    let still = |status: &Status, asked: Instant| match (status.role.as_str(), status.lease_ms_left) {
+        ("primary", Some(left)) => answered < asked + Duration::from_millis(left.saturating_sub(1)),
+        (role, _) => role == "alone",
+    };
+    again.role == one.role && still(&one, asked) && still(&other, other_asked)
 }
 
 const INTERVAL: Duration = Duration::from_millis(10);
-const FOR_GOOD: Duration = Duration::from_secs(3600);

@@ -6,6 +6,7 @@ use std::format;
 
 use super::*;
 use crate::db::Memory;
+use crate::limits::HASH_SLICE;
 use crate::log::Log;
 use crate::resp::{Parser, Spare, Step};
 use core::time::Duration;
@@ -187,4 +188,24 @@ fn a_reply_without_memory_waits_and_changes_nothing() {
     );
     assert_eq!((outcome, out.len()), (Outcome::NoMemory, 0));
     assert_eq!(say(&mut db, "exists a"), ":1|");
+}
+
+#[test]
+fn a_hash_takes_turns_and_comes_to_the_same_as_one_in_one_go() {
+    let (mut db, mut session, mut out) = (db(), Session::default(), Vec::new());
+    let mut parser = Parser::new();
+    let rounds = 2 * HASH_SLICE + 5;
+    parser.feed(format!("hash {rounds}\r\n").as_bytes());
+    assert_eq!(parser.step(PLENTY), Ok(Step::Command));
+    let mut turn = || {
+        let outcome = execute(&mut db, &mut session, parser.arguments(), &mut out, PLENTY);
+        (outcome, out.len())
+    };
+
+    assert_eq!(turn(), (Outcome::Working, 0));
+    assert_eq!(turn(), (Outcome::Working, 0));
+    assert_eq!(turn().0, Outcome::Done(Group::ZERO));
+
+    let one_go = say(&mut db, &format!("debug hash {rounds}"));
+    assert_eq!(String::from_utf8_lossy(&out).replace("\r\n", "|"), one_go);
 }

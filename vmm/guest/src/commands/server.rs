@@ -5,8 +5,9 @@ use core::fmt::Write;
 
 use crate::arguments::number;
 use crate::command::{Call, Effect, Refusal, find};
+use crate::db::Work;
 use crate::glob;
-use crate::limits::HASH_ROUNDS_MAX;
+use crate::limits::{HASH_ROUNDS_MAX, HASH_SLICE};
 use crate::prng;
 
 type Result = core::result::Result<(), Refusal>;
@@ -245,22 +246,53 @@ pub(super) fn info(call: &mut Call<'_>) -> Result {
     Ok(())
 }
 
-/// `DEBUG HASH n`: works for a while without a single exit, as a compute-bound guest would.
+/// `DEBUG HASH n`: works for a while without a single exit and without a look at anything else.
 pub(super) fn debug(call: &mut Call<'_>) -> Result {
     if !call.is(1, "hash") || call.arguments.len() != 3 {
         return Err(Refusal::UnknownSubcommand);
     }
-    let rounds = number(call.at(2))
-        .and_then(|rounds| u64::try_from(rounds).ok())
-        .ok_or(Refusal::NotAnInteger)?;
+    let rounds = hash_rounds(call.at(2))?;
+    write_hash(call, hash_on(0, rounds));
+    Ok(())
+}
+
+/// `HASH n`: works for a while as a compute-bound guest would, without a single exit unless another client is served.
+pub(super) fn hash(call: &mut Call<'_>) -> Result {
+    let begun = call.session.work.take();
+    let work = match begun {
+        Some(work) => work,
+        None => Work {
+            left: hash_rounds(call.at(1))?,
+            value: 0,
+        },
+    };
+    let slice = work.left.min(HASH_SLICE);
+    let (left, value) = (work.left - slice, hash_on(work.value, slice));
+    if left > 0 {
+        call.session.work = Some(Work { left, value });
+    } else {
+        write_hash(call, value);
+    }
+    Ok(())
+}
+
+fn hash_rounds(text: &[u8]) -> core::result::Result<u64, Refusal> {
+    let rounds = number(text).and_then(|rounds| u64::try_from(rounds).ok());
+    let rounds = rounds.ok_or(Refusal::NotAnInteger)?;
     if rounds > HASH_ROUNDS_MAX {
         return Err(Refusal::Other("ERR too many rounds"));
     }
-    let hash = (0..rounds).fold(0, |hash, _| prng::mix(hash));
+    Ok(rounds)
+}
+
+fn hash_on(value: u64, rounds: u64) -> u64 {
+    (0..rounds).fold(value, |hash, _| prng::mix(hash))
+}
+
+fn write_hash(call: &mut Call<'_>, hash: u64) {
     let mut text = String::new();
     let _ = write!(text, "{hash:016x}");
     call.reply.bulk(text.as_bytes());
-    Ok(())
 }
 
 pub(super) fn shutdown(call: &mut Call<'_>) -> Result {

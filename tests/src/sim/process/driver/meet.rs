@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use lockstep_protocol::backup::Backup;
 use lockstep_protocol::message::Hello;
 use lockstep_protocol::primary::Primary;
-use lockstep_protocol::replay::Follower;
 
 use super::{BackupEnd, PrimaryEnd};
 use crate::sim::agenda::Actor;
@@ -159,13 +158,7 @@ impl Process {
             end.hear(other, word);
         }
         self.pair = Pair::Backup(Box::new(end));
-        self.becomes(
-            env,
-            Part::Following(Following {
-                follower: Follower::new(),
-                ..Following::default()
-            }),
-        );
+        self.becomes(env, Part::Following(Following::default()));
         self.ring(env, Actor::Driver);
         self.ring(env, Actor::Vcpu);
     }

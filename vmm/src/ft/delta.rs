@@ -1,0 +1,163 @@
+//! A delta: what a backup needs to stand where the primary's guest was stopped in the middle of a run. The pages that were
+//! written since the last point that both hosts share, and the machine apart from its memory.
+//!
+//! The recorder makes one when a guest that makes no exits keeps inputs waiting; it goes over as records of the log. The
+//! replayer of a backup puts it in place with [`apply`]. To know the pages, writes are tracked as long as there is a backup;
+//! what was written before a window that is served is forgotten now and then, for the backup recomputes it up to there.
+
+use crate::kvm::KvmError;
+use crate::machine::{CaptureError, DeltaError, Machine};
+use crate::state::dirty::{Page, WriteTracker};
+use crate::state::{MachineState, STATE_BYTES_MAX};
+use crate::transfer::pages::{self, BadPages, PageEncoder, Pages};
+use bytes::Bytes;
+use lockstep_protocol::limits::MAX_PAYLOAD;
+use std::time::{Duration, Instant};
+
+/// How often what was written is forgotten. Each time, the guest's next write to each page costs an exit inside KVM; the
+/// longer the time, the larger is the first delta of a stall.
+const FORGET_EVERY: Duration = Duration::from_millis(250);
+/// So many bytes of pages make a record.
+const PIECE_BYTES: usize = 256 << 10;
+/// What is sent for a page is never longer than the page and its head.
+const PAGE_BYTES_MAX: usize = Page::BYTES + 8;
+
+/// How many bytes of pages a delta of a machine with so much memory may have.
+#[must_use]
+pub fn bytes_max(memory_bytes: u64) -> usize {
+    let pages = memory_bytes / Page::BYTES as u64;
+    usize::try_from(pages).expect("this crate is for 64-bit hosts") * PAGE_BYTES_MAX
+}
+
+/// Why no delta could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// KVM does not tell what was written.
+    #[error(transparent)]
+    Written(#[from] KvmError),
+    /// The machine cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// No record holds it.
+    #[error("The machine apart from its memory comes to {0} bytes, more than a record holds")]
+    Large(usize),
+}
+
+/// A delta on its way out.
+#[derive(Debug)]
+pub struct Delta {
+    /// Its pages, in pieces.
+    pub pages: Vec<Bytes>,
+    /// Its end.
+    pub end: Vec<u8>,
+}
+
+/// What the status says of deltas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeltaCounts {
+    /// How many there were.
+    pub deltas: u64,
+    /// Their bytes in the log.
+    pub bytes: u64,
+}
+
+impl Delta {
+    /// How many bytes of the log it comes to.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.pages.iter().map(Bytes::len).sum::<usize>() + self.end.len()) as u64
+    }
+}
+
+/// Tracks writes and makes deltas, for a host that has a backup.
+#[derive(Debug, Default)]
+pub struct DeltaMaker {
+    writes: Option<WriteTracker>,
+    forgot_at: Option<Instant>,
+}
+
+impl DeltaMaker {
+    /// Tracks what is written from this window on, if it does not yet. The backup's machine is the same in this window.
+    /// Forgets what was written before it, if it is time to.
+    ///
+    /// # Errors
+    /// When KVM does not track.
+    pub fn follow(&mut self, machine: &Machine) -> Result<(), KvmError> {
+        match &self.writes {
+            // What is tracked belongs to one life of the guest, and the next one begins equal on both hosts.
+            _ if machine.restarts() => self.stop(),
+            None => {
+                self.writes = Some(machine.track_writes()?);
+                self.forgot_at = Some(Instant::now());
+            }
+            Some(writes) if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY) => {
+                writes.take()?;
+                self.forgot_at = Some(Instant::now());
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// There is no backup any more.
+    pub fn stop(&mut self) {
+        self.writes = None;
+    }
+
+    /// Makes a delta of a machine that stands still. [`Self::follow`] was called in a window before.
+    ///
+    /// # Errors
+    /// When KVM does not tell what it needs.
+    pub fn make(&mut self, machine: &mut Machine) -> Result<Delta, MakeError> {
+        let state = machine.capture()?.encode();
+        let end = lz4_flex::block::compress_prepend_size(&state);
+        if end.len() > MAX_PAYLOAD {
+            return Err(MakeError::Large(end.len()));
+        }
+        let written = self.writes.as_ref().map_or(Ok(Vec::new()), WriteTracker::take)?;
+        self.forgot_at = Some(Instant::now());
+        Ok(Delta {
+            pages: encode(machine, &written),
+            end,
+        })
+    }
+}
+
+fn encode(machine: &Machine, written: &[Page]) -> Vec<Bytes> {
+    let mut encoder = PageEncoder::default();
+    let mut pieces = Vec::new();
+    let mut piece = Pages::default();
+    for page in written {
+        encoder.encode(machine.memory(), *page, &mut piece);
+        if piece.len() >= PIECE_BYTES {
+            pieces.push(std::mem::take(&mut piece).into_bytes().freeze());
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece.into_bytes().freeze());
+    }
+    pieces
+}
+
+/// Puts a whole delta in place.
+///
+/// # Errors
+/// When it is none of this machine.
+pub fn apply(machine: &mut Machine, pages: &[Bytes], end: &[u8]) -> Result<(), DeltaError> {
+    let state = unpack(end)?;
+    machine.become_like(&state, |memory| -> Result<(), BadPages> {
+        pages
+            .iter()
+            .try_for_each(|piece| pages::apply(piece, memory).map(drop))
+    })
+}
+
+/// The state in the end of a delta. The length that it claims is checked before room is made for it.
+fn unpack(end: &[u8]) -> Result<MachineState, DeltaError> {
+    let (length, packed) = lz4_flex::block::uncompressed_size(end).map_err(|_| DeltaError::Packed)?;
+    if length > STATE_BYTES_MAX {
+        return Err(DeltaError::Packed);
+    }
+    let state = lz4_flex::block::decompress(packed, length).map_err(|_| DeltaError::Packed)?;
+    Ok(MachineState::decode(&state)?)
+}
