@@ -1,11 +1,13 @@
 //! A VM that lost its backup, or never had one, is protected again while it runs: by a spare that it is copied to.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lockstep_tests::pair::{Pair, plug};
+use lockstep_tests::pair::{Node, Pair, plug};
 use lockstep_tests::qemu::processes::eventually;
-use lockstep_tests::redis::cli;
+use lockstep_tests::redis::{cli, cli_with};
 use lockstep_tests::{network, programs};
 use serde_json::Value;
 
@@ -105,4 +107,145 @@ fn a_spare_with_another_configuration_is_told_so_and_the_vm_goes_on() {
             .unwrap();
         },
     );
+}
+
+#[test]
+fn two_hosts_with_an_image_each_die_in_a_row_and_both_images_have_everything() {
+    let lockstep = programs::find("lockstep").unwrap();
+    let demo = Command::new(lockstep)
+        .args([
+            "demo",
+            "--json",
+            "--rounds",
+            "2",
+            "--clients",
+            "8",
+            "--disk",
+            "mirror",
+        ])
+        .output()
+        .unwrap();
+
+    let (said, told) = [demo.stdout, demo.stderr]
+        .map(|bytes| String::from_utf8(bytes).unwrap())
+        .into();
+    assert!(demo.status.success(), "{said}{told}");
+    let report: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let judged = [
+        "lost_ops",
+        "wrong_replies",
+        "broken_connections",
+        "lost_after_boot",
+        "wrong_after_boot",
+    ]
+    .map(|key| report[key].as_u64());
+    assert_eq!(judged, [Some(0); 5], "{report:#}");
+}
+
+#[test]
+fn a_spare_gets_the_image_of_a_mirrored_disk_whatever_its_own_held() {
+    network::alone(
+        "a_spare_gets_the_image_of_a_mirrored_disk_whatever_its_own_held",
+        || {
+            let pair = Pair::mirrored().unwrap();
+            let image = File::options().write(true).open(pair.path("disk-b.raw")).unwrap();
+            image.write_all_at(&vec![0x55; 3 << 20], 20 << 20).unwrap();
+            let mut a = pair
+                .start_more(&pair.path("vm.toml"), "a", "primary", &["--alone"])
+                .unwrap();
+            a.wait_until_role("alone").unwrap();
+            plug(&["a"]).unwrap();
+            assert_eq!(set_64_kib("before"), "OK");
+
+            let mut b = pair.start_spare("b").unwrap();
+            a.wait_until_role("primary").unwrap();
+            assert_eq!(cli("SET after that").unwrap(), "OK");
+
+            assert_eq!(a.status().unwrap()["copy"]["disk"]["whole"], true);
+            power_off(&mut a, &mut b);
+            assert_same_images(&pair);
+        },
+    );
+}
+
+#[test]
+fn a_host_that_comes_back_gets_only_what_changed_on_the_disk_since_it_left() {
+    network::alone(
+        "a_host_that_comes_back_gets_only_what_changed_on_the_disk_since_it_left",
+        || {
+            let pair = Pair::mirrored().unwrap();
+            let (_, mut b) = lose_a_after_much_was_written(&pair);
+            assert_eq!(set_64_kib("without-a"), "OK");
+
+            let mut a = pair.start_spare("a").unwrap();
+            b.wait_until_role("primary").unwrap();
+            plug(&["a"]).unwrap();
+
+            let disk = b.status().unwrap()["copy"]["disk"].clone();
+            assert_eq!(disk["whole"], false, "{disk}");
+            assert!(disk["bytes"].as_u64().unwrap() < WRITTEN / 2, "{disk}");
+            b.kill();
+            a.wait_until_role("alone").unwrap();
+            assert_eq!(cli("STRLEN without-a").unwrap(), "65536");
+            let mut b = pair.start_spare("b").unwrap();
+            a.wait_until_role("primary").unwrap();
+            power_off(&mut a, &mut b);
+            assert_same_images(&pair);
+        },
+    );
+}
+
+#[test]
+fn a_host_that_comes_back_with_a_torn_map_gets_the_whole_disk() {
+    network::alone(
+        "a_host_that_comes_back_with_a_torn_map_gets_the_whole_disk",
+        || {
+            let pair = Pair::mirrored().unwrap();
+            let (_, mut b) = lose_a_after_much_was_written(&pair);
+            let map = File::options()
+                .write(true)
+                .open(pair.path("disk-a.raw.changes"))
+                .unwrap();
+            map.write_all_at(&[0xff], 60).unwrap();
+
+            let mut a = pair.start_spare("a").unwrap();
+            a.wait_until_role("backup").unwrap();
+            b.wait_until_role("primary").unwrap();
+
+            let disk = b.status().unwrap()["copy"]["disk"].clone();
+            assert_eq!(disk["whole"], true, "{disk}");
+            assert!(disk["bytes"].as_u64().unwrap() >= WRITTEN, "{disk}");
+            power_off(&mut b, &mut a);
+            assert_same_images(&pair);
+        },
+    );
+}
+
+/// Bytes that `lose_a_after_much_was_written` has written at least.
+const WRITTEN: u64 = 160 * 65536;
+
+/// A pair that has written much dies by half.
+fn lose_a_after_much_was_written(pair: &Pair) -> (Node, Node) {
+    let (mut a, mut b) = pair.start_both().unwrap();
+    let written: Vec<_> = (0..160).map(|key| set_64_kib(&format!("key-{key}"))).collect();
+    assert_eq!(written, vec!["OK"; 160]);
+    a.kill();
+    b.wait_until_role("alone").unwrap();
+    (a, b)
+}
+
+fn set_64_kib(key: &str) -> String {
+    cli_with(&format!("SET {key}"), &[b'x'; 65536]).unwrap()
+}
+
+/// The guest switches itself off, which ends both hosts.
+fn power_off(primary: &mut Node, backup: &mut Node) {
+    cli("SHUTDOWN").unwrap();
+    assert_eq!(primary.wait_for_end().unwrap().0, Some(0));
+    assert_eq!(backup.wait_for_end().unwrap().0, Some(0));
+}
+
+fn assert_same_images(pair: &Pair) {
+    let [a, b] = ["disk-a.raw", "disk-b.raw"].map(|disk| fs::read(pair.path(disk)).unwrap());
+    assert!(a == b, "the images differ");
 }

@@ -157,6 +157,20 @@ pub struct Copy {
     pub seconds: f64,
     /// How long the guest stood still for it; absent until it is over.
     pub stop_ms: Option<f64>,
+    /// The mirrored disk that goes along, if the VM has one.
+    #[serde(default)]
+    pub disk: Option<DiskCopy>,
+}
+
+/// A mirrored disk that is copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// All of it, and not only what changed since the other host left.
+    pub whole: bool,
+    /// Bytes of it that went over, those of all rounds; zeros count.
+    pub bytes: u64,
+    /// Bytes of this round that are left at most; 0 where only the other host knows.
+    pub bytes_left: u64,
 }
 
 /// Something that happened.

@@ -7,6 +7,7 @@ pub mod postgres;
 pub mod power;
 pub mod readme;
 pub mod replay;
+pub mod rounds;
 pub mod wan;
 
 use std::fs::File;

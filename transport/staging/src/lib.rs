@@ -19,10 +19,12 @@
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
 //! `memory` (where all this lies), then [`vmm_end`] (with `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
-//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup.
+//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup, [`changes`] what it has
+//! changed.
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod changes;
 mod deferral;
 pub mod device_end;
 pub mod doorbell;
@@ -36,6 +38,7 @@ mod ring;
 mod socket;
 pub mod vmm_end;
 
+pub use changes::{ChangesReader, PairingId};
 pub use device_end::{DeviceEnd, StageError};
 pub use doorbell::Doorbell;
 pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};

@@ -16,6 +16,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::changes::{self, ChangesReader, PairingId};
 use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
 use crate::gate::{GateWriter, wake};
@@ -267,6 +268,16 @@ impl VmmEnd {
             self.deferral.clone(),
             self.device_doorbell.clone(),
         )
+    }
+
+    /// Two hosts with equal images are a pair from now on; nothing is in flight. What is ordered afterwards changes both.
+    pub fn begin_pairing(&self, id: PairingId) {
+        changes::begin_pairing(&self.memory, id);
+    }
+
+    /// Which blocks of its image a disk process has changed, for whoever copies it.
+    pub fn changes(&self) -> ChangesReader {
+        ChangesReader::new(self.memory.clone())
     }
 
     fn give_room(&self, popped: bool, producer_waits: bool) {

@@ -11,8 +11,9 @@ use super::port::{DevicePort, follow_driver};
 use crate::machine::{Exit, Machine};
 use bytes::Bytes;
 use lockstep_protocol::ids::Position;
-use lockstep_protocol::record::Record;
+use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::replay::{Admitted, Follower, Misplaced};
+use lockstep_staging::changes::PairingId;
 
 /// Where the records of a backup come from.
 pub trait LogSource: Send {
@@ -204,6 +205,9 @@ impl Replayer {
         let input = record.input.borrowed();
         if let Some((mirror, port)) = self.mirrored() {
             mirror.await_input(port, &input)?;
+            if let Input::PowerOn { seed } = input {
+                port.begin_pairing(pairing_of(&seed));
+            }
         }
         machine
             .inject(&input)
@@ -211,4 +215,12 @@ impl Replayer {
         self.source.executed(at);
         Ok(())
     }
+}
+
+/// The name of the pairing that begins when a VM is powered on: both hosts have its seed and nobody else has.
+#[must_use]
+pub fn pairing_of(seed: &[u8; 32]) -> PairingId {
+    let digest = blake3::hash(seed);
+    let half = digest.as_bytes().first_chunk();
+    *half.expect("a digest is longer than a name")
 }
