@@ -261,8 +261,8 @@ fn build(args: &LabArgs) -> anyhow::Result<()> {
 fn limit(args: &LabArgs) -> Duration {
     let worlds = match args.name {
         Name::Failover | Name::Cut | Name::Rounds => args.runs,
-        // The guest is a whole Debian.
-        Name::Readme => 2,
+        // A whole Debian; two lives, each told twice.
+        Name::Readme | Name::Replay => 2,
         _ => 1,
     };
     LIMIT * worlds
