@@ -166,6 +166,7 @@ fn edited(text: &str) -> anyhow::Result<String> {
             (_, "heartbeat_ms") => format!("{key} = {}", TIMING.heartbeat_ms),
             (_, "timeout_ms") => format!("{key} = {}", TIMING.timeout_ms),
             (_, "lease_ms") => format!("{key} = {}", TIMING.lease_ms),
+            (_, "stall_limit_ms") => format!("{key} = {}", TIMING.stall_limit_ms),
             _ => line.to_owned(),
         });
     }
