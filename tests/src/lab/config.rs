@@ -141,7 +141,8 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
         "[vm]\nname = \"{name}\"\n{vm}\
          [vm.net]\nmac = \"52:54:00:4c:53:01\"\n\
          [vm.disk]\nmode = \"{}\"\n\
-         [pair]\nheartbeat_ms = {heartbeat_ms}\ntimeout_ms = {timeout_ms}\nlease_ms = {lease_ms}\nstall_limit_ms = {stall_limit_ms}\n\
+         [pair]\nheartbeat_ms = {heartbeat_ms}\ntimeout_ms = {timeout_ms}\nlease_ms = {lease_ms}\n\
+         stall_limit_ms = {stall_limit_ms}\n\
          [arbiter]\nkind = \"quic\"\naddress = \"{ARBITER}\"\ncertificate = \"keys/arbiter.crt\"\n{nodes}",
         disks.name()
     )
