@@ -148,13 +148,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
     let image = image::Image::load(&config.vm.guest)?;
     let node = config.node(&options.node)?.clone();
-    if node.is_spare && options.role != StartRole::Spare && !options.alone {
-        bail!(
-            "Node {} is a spare in {}: start it with `lockstep standby`, or take `spare = true` out there and give it to another",
-            node.name,
-            config.path.display()
-        );
-    }
+    check_role(options, &node)?;
     let peer = config.peer_of(&options.node)?.clone();
     let others = config.others_of(&options.node).map(shown).collect();
     let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown(&peer), others);
@@ -285,6 +279,18 @@ impl Host {
             by.node
         )
     }
+}
+
+/// A spare is no one of the two that power the VM on.
+fn check_role(options: &RunOptions, node: &Node) -> anyhow::Result<()> {
+    if node.is_spare && options.role != StartRole::Spare && !options.alone {
+        bail!(
+            "Node {} is a spare in {}: start it with `lockstep standby`, or take `spare = true` out there and give it to another",
+            node.name,
+            options.config.path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A node as the status shows it: name and address.
