@@ -6,7 +6,9 @@
 
 mod chains;
 mod files;
+mod rings;
 mod staging;
+mod states;
 pub mod suite;
 mod words;
 
@@ -58,6 +60,30 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "staging_setup",
         run: staging::setup,
+    },
+    Target {
+        name: "staging_rings",
+        run: rings::staging,
+    },
+    Target {
+        name: "machine_state",
+        run: states::machine,
+    },
+    Target {
+        name: "board_state",
+        run: states::board,
+    },
+    Target {
+        name: "device_state",
+        run: states::device,
+    },
+    Target {
+        name: "snapshot_file",
+        run: states::snapshot,
+    },
+    Target {
+        name: "state_pieces",
+        run: states::pieces,
     },
 ];
 

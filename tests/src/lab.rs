@@ -261,6 +261,8 @@ fn build(args: &LabArgs) -> anyhow::Result<()> {
 fn limit(args: &LabArgs) -> Duration {
     let worlds = match args.name {
         Name::Failover | Name::Cut | Name::Rounds => args.runs,
+        // A whole Debian; two lives, each told twice.
+        Name::Readme | Name::Replay => 2,
         _ => 1,
     };
     LIMIT * worlds

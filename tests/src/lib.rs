@@ -9,6 +9,7 @@ pub mod kill_points;
 pub mod lab;
 pub mod mutants;
 pub mod network;
+pub mod nightly;
 pub mod pair;
 pub mod programs;
 pub mod qemu;

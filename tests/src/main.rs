@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, nightly, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -62,6 +62,9 @@ enum Task {
         /// How long each of them runs
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
+        /// How many run side by side
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
         /// Print one JSON object as the last line
         #[arg(long)]
         json: bool,
@@ -80,6 +83,15 @@ enum Task {
         /// Only the bugs with this in their name
         #[arg(long, value_name = "WORD", default_value = "")]
         only: String,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run simulator, model, planted bugs and fuzzer in turn for as long as there is time
+    Nightly {
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 480)]
+        minutes: u64,
         /// Print one JSON object as the last line
         #[arg(long)]
         json: bool,
@@ -123,7 +135,13 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
-        Task::Fuzz { only, seconds, json } => fuzz::suite::run(&only, seconds, json),
+        Task::Fuzz {
+            only,
+            seconds,
+            jobs,
+            json,
+        } => fuzz::suite::run(&only, seconds, jobs, json),
+        Task::Nightly { minutes, json } => nightly::run(minutes, json),
         Task::Model { deep, json } => sim::suite::model(deep, json),
         Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {

@@ -59,6 +59,7 @@ fn hosts_with_different_images_refuse_each_other_until_the_newer_one_was_copied(
         || {
             let pair = Pair::mirrored().unwrap();
             let (mut a, mut b) = pair.start_both().unwrap();
+            assert_eq!(cli("PING").unwrap(), "PONG");
             a.kill();
             b.wait_until_role("alone").unwrap();
             assert_eq!(cli("SET kept this").unwrap(), "OK");
@@ -203,10 +204,10 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
             drop((a, b));
 
             // The guest's first records are its boot, and most of that is one read of the disk after the other. Which of
-            // them is under way at which record depends on the clock; at one of three in a row it is one.
-            let ordered_again = ["8", "10", "12"].map(|record| {
+            // them is under way at which record depends on the clock; sooner or later it is one.
+            let is_under_way = |record: u64| {
                 let mut b = pair.start("b", "backup").unwrap();
-                let dying = ["--die-at-record", record];
+                let dying = ["--die-at-record", &record.to_string()];
                 let _a = pair
                     .start_more(&pair.path("vm.toml"), "a", "primary", &dying)
                     .unwrap();
@@ -216,9 +217,9 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
                 b.stop();
                 b.wait_for_end().unwrap();
                 fs::copy(pair.path("disk-b.raw"), pair.path("disk-a.raw")).unwrap();
-                b.log().matches("is ordered again requests=1").count()
-            });
-            assert!(ordered_again.iter().any(|count| *count > 0), "{ordered_again:?}");
+                b.log().contains("is ordered again requests=1")
+            };
+            assert!((8..20).step_by(2).any(is_under_way));
         },
     );
 }

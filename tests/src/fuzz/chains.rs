@@ -1,5 +1,5 @@
 //! A guest that lies: descriptor chains for network and disk, and any loads and stores to a virtio-mmio window, over
-//! memory that holds whatever it likes.
+//! memory that holds whatever it likes, and that a device process may write to at any time.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const DISK: Bounds = Bounds {
 };
 
 /// Memory as a device process maps it (`B` is nothing), or as the VMM does.
-fn memory_of<B: NewBitmap>(bytes: &[u8]) -> GuestMemoryMmap<B> {
+pub(super) fn memory_of<B: NewBitmap>(bytes: &[u8]) -> GuestMemoryMmap<B> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
         .expect("there is memory for a guest as small as this");
     let bytes = &bytes[..bytes.len().min(MEMORY)];
@@ -102,7 +102,16 @@ pub(super) fn virtio_mmio(bytes: &[u8]) {
         Some(0..128) => DeviceKind::Net,
         _ => DeviceKind::Blk,
     };
-    let mut device = MmioDevice::new(DeviceId::new(0), kind, 0, vec![7; 24]);
+    use_device(&mut new_device(kind), &memory, accesses);
+}
+
+/// A device as its driver finds it.
+pub(super) fn new_device(kind: DeviceKind) -> MmioDevice {
+    MmioDevice::new(DeviceId::new(0), kind, 0, vec![7; 24])
+}
+
+/// Each access loads, stores, lets something enter, or has somebody else write to the guest's memory.
+pub(super) fn use_device(device: &mut MmioDevice, memory: &Arc<GuestRam>, accesses: &[u8]) {
     for access in accesses.chunks_exact(ACCESS) {
         let [what, low, high, value @ ..] = access else {
             return;
@@ -110,12 +119,16 @@ pub(super) fn virtio_mmio(bytes: &[u8]) {
         let offset = u64::from(u16::from_le_bytes([*low, *high]));
         match what % 4 {
             0 => device.read(offset, &mut [0; 4]),
-            1 => enter(&mut device, &memory, value),
+            1 => enter(device, memory, value),
+            // A device process has the guest's memory too, and so has the guest's other side of a ring.
+            3 => memory
+                .write_slice(value, GuestAddress(offset & !3))
+                .expect("every word that 16 bits name is in memory"),
             _ => {
                 if let MmioDeed::Kick(queue) = device.write(offset, value)
                     && let Some(ring) = device.ring_mut(queue)
                 {
-                    ring.take_kicked(&memory);
+                    ring.take_kicked(memory);
                 }
             }
         }

@@ -6,6 +6,7 @@ mod batch;
 pub mod clock;
 pub mod delta;
 pub mod die;
+mod gates;
 pub mod inject;
 pub mod lateness;
 pub mod mirror;

@@ -3,6 +3,7 @@
 //! The QUIC driver thread calls the observers made here: acks and leases go straight from it into the gates that the
 //! device processes read, with no hop over the vCPU thread. What a lost peer means is decided in [`super::takeover`].
 
+use super::gates::Gates;
 use super::record::{LogSink, PeerLost as NobodyToLogFor};
 use super::replay::LogSource;
 use super::wait::Waker;
@@ -59,7 +60,7 @@ impl PrimarySide {
     pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
         let lost = Arc::new(AtomicBool::new(false));
         let events = PublishAcks {
-            gates: context.gates.clone(),
+            gates: Gates::of_primary(context.gates.clone()),
             waker: context.waker,
             monitor: context.monitor,
             lost: Arc::clone(&lost),
@@ -133,7 +134,7 @@ fn alone<T>(link: Arc<T>) -> T {
 
 /// Called by the driver thread of a primary.
 struct PublishAcks {
-    gates: Vec<GateWriter>,
+    gates: Gates,
     waker: Waker,
     monitor: Arc<Monitor>,
     lost: Arc<AtomicBool>,
@@ -141,11 +142,11 @@ struct PublishAcks {
 
 impl PrimaryEvents for PublishAcks {
     fn acked(&mut self, upto: LogOffset) {
-        self.gates.iter().for_each(|gate| gate.publish_acked(upto));
+        self.gates.publish_acked(upto);
     }
 
     fn lease(&mut self, until: Instant) {
-        self.gates.iter().for_each(|gate| gate.publish_lease(until));
+        self.gates.publish_lease(until);
     }
 
     fn peer_lost(&mut self, why: PeerLost) {

@@ -50,6 +50,17 @@ pub struct Taken {
     pub pairing: Option<PairingId>,
 }
 
+/// What is to be done after a piece.
+#[derive(Debug)]
+pub enum Step {
+    /// The next piece is taken.
+    Next,
+    /// The source is told that everything so far is in place.
+    Confirm,
+    /// That was all of it.
+    Taken(Box<Taken>),
+}
+
 /// Takes everything in, pages into `memory`, the blocks of a mirrored disk into the image of `disk`.
 ///
 /// # Errors
@@ -57,7 +68,7 @@ pub struct Taken {
 pub fn take_in(
     source: &mut StateReceiver,
     memory: &GuestRam,
-    mut disk: Option<DiskIntake>,
+    disk: Option<DiskIntake>,
     progress: &Progress,
 ) -> Result<Taken, IntakeError> {
     progress.begin();
@@ -65,34 +76,68 @@ pub fn take_in(
     if let Some(disk) = &disk {
         source.tell_account(&disk.account())?;
     }
-    let mut pairing = None;
+    let mut intake = Intake::new(memory, disk, progress);
     loop {
         let (kind, bytes) = source.take()?;
-        match kind {
-            piece::PAGES => {
-                let count = pages::apply(&bytes, memory)?;
-                progress.moved(count, bytes.len() as u64);
-            }
-            piece::ROUND => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
-            piece::PAIRING => pairing = PairingId::try_from(&*bytes).ok(),
-            piece::MACHINE if pairing.is_some() != disk.is_some() => return Err(IntakeError::NoDisk),
-            piece::MACHINE => return machine(bytes, pairing),
-            piece::DISK | piece::ANNOUNCED | piece::BLOCKS => {
-                let disk = disk.as_mut().ok_or(IntakeError::NoDisk)?;
-                take_disk(disk, kind, &bytes, progress)?;
-            }
-            other => return Err(IntakeError::Piece(other)),
+        match intake.handle_piece(kind, bytes)? {
+            Step::Next => {}
+            Step::Confirm => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
+            Step::Taken(taken) => return Ok(*taken),
         }
     }
 }
 
-fn take_disk(disk: &mut DiskIntake, kind: u8, bytes: &[u8], progress: &Progress) -> Result<(), IntakeError> {
-    match kind {
-        piece::DISK => progress.disk_begins(disk.begin(bytes)?),
-        piece::ANNOUNCED => disk.announce(bytes)?,
-        _ => progress.disk_moved(disk.apply(bytes)?, bytes.len() as u64),
+/// Where pieces go, whoever sends them.
+pub struct Intake<'a> {
+    memory: &'a GuestRam,
+    disk: Option<DiskIntake>,
+    pairing: Option<PairingId>,
+    progress: &'a Progress,
+}
+
+impl<'a> Intake<'a> {
+    /// For a machine with `memory`, and a mirrored disk if the VM has one.
+    #[must_use]
+    pub fn new(memory: &'a GuestRam, disk: Option<DiskIntake>, progress: &'a Progress) -> Self {
+        Self {
+            memory,
+            disk,
+            pairing: None,
+            progress,
+        }
     }
-    Ok(())
+
+    /// Takes one piece in: what another host said, whatever it is.
+    ///
+    /// # Errors
+    /// When there is no such piece, or it does not fit here.
+    pub fn handle_piece(&mut self, kind: u8, bytes: Bytes) -> Result<Step, IntakeError> {
+        match kind {
+            piece::PAGES => {
+                let count = pages::apply(&bytes, self.memory)?;
+                self.progress.moved(count, bytes.len() as u64);
+            }
+            piece::ROUND => return Ok(Step::Confirm),
+            piece::PAIRING => self.pairing = PairingId::try_from(&*bytes).ok(),
+            piece::MACHINE if self.pairing.is_some() != self.disk.is_some() => {
+                return Err(IntakeError::NoDisk);
+            }
+            piece::MACHINE => return Ok(Step::Taken(Box::new(machine(bytes, self.pairing)?))),
+            piece::DISK | piece::ANNOUNCED | piece::BLOCKS => self.handle_disk(kind, &bytes)?,
+            other => return Err(IntakeError::Piece(other)),
+        }
+        Ok(Step::Next)
+    }
+
+    fn handle_disk(&mut self, kind: u8, bytes: &[u8]) -> Result<(), IntakeError> {
+        let disk = self.disk.as_mut().ok_or(IntakeError::NoDisk)?;
+        match kind {
+            piece::DISK => self.progress.disk_begins(disk.begin(bytes)?),
+            piece::ANNOUNCED => disk.announce(bytes)?,
+            _ => self.progress.disk_moved(disk.apply(bytes)?, bytes.len() as u64),
+        }
+        Ok(())
+    }
 }
 
 fn machine(mut bytes: Bytes, pairing: Option<PairingId>) -> Result<Taken, IntakeError> {

@@ -71,10 +71,14 @@ impl DiskIntake {
         let mut blocks = Vec::new();
         for run in runs {
             let end = run.first.get().checked_add(run.count.get());
-            match end {
-                Some(end) if end <= count => blocks.extend((run.first.get()..end).map(Block::new)),
-                _ => return Err(DiskIntakeError::Nonsense("a block beyond the image")),
+            let end = end
+                .filter(|end| *end <= count)
+                .ok_or(DiskIntakeError::Nonsense("a block beyond the image"))?;
+            // An honest source names each block once.
+            if blocks.len() as u64 + u64::from(run.count.get()) > u64::from(count) {
+                return Err(DiskIntakeError::Nonsense("more blocks than the image has"));
             }
+            blocks.extend((run.first.get()..end).map(Block::new));
         }
         self.map.before_blocks(blocks.iter().copied())?;
         self.announced.extend(blocks);

@@ -133,7 +133,7 @@ impl BackupEnd {
             Word::Closed | Word::Refused => {
                 self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
-            Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::Read(_) | Word::Ack(_) => {}
+            Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::Read(_) | Word::Ack(_) | Word::State(_) => {}
         }
     }
 
