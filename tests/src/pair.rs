@@ -57,6 +57,18 @@ impl Pair {
         Ok(pair)
     }
 
+    /// Two hosts and a spare `c`, with one disk for all.
+    pub fn with_spare() -> anyhow::Result<Self> {
+        let spare = node_b()
+            .replace("node.b", "node.c")
+            .replace("127.0.0.3", "127.0.0.5");
+        let spare = spare.replace("keys/b", "keys/c").replace("ls-b", "ls-c");
+        let spare = spare.replace("run_dir = \"b\"", "run_dir = \"c\"\nspare = true");
+        let pair = Self::with(format!("{CONFIG}\n{spare}"))?;
+        pair.make_disk("disk.raw")?;
+        Ok(pair)
+    }
+
     fn with(config: String) -> anyhow::Result<Self> {
         ensure!(
             File::options().read(true).write(true).open("/dev/kvm").is_ok(),
@@ -69,7 +81,7 @@ impl Pair {
             lockstep,
             config,
         };
-        pair.make_keys("keys", &["a", "b"])?;
+        pair.make_keys("keys", &["a", "b", "c"])?;
         fs::create_dir(pair.path("arbiter"))?;
         fs::write(pair.path("vm.toml"), &pair.config)?;
         Ok(pair)
@@ -181,6 +193,11 @@ impl Pair {
         plug(&["a", "b"])?;
         Ok((a, b))
     }
+}
+
+/// The table of node b.
+fn node_b() -> &'static str {
+    CONFIG.find("[node.b]").map_or("", |start| &CONFIG[start..])
 }
 
 /// Puts the taps of these nodes on the bridge, once they are there.

@@ -110,6 +110,50 @@ fn a_spare_with_another_configuration_is_told_so_and_the_vm_goes_on() {
 }
 
 #[test]
+fn the_survivor_takes_the_spare_of_its_configuration_and_the_repaired_host_is_the_next_one() {
+    network::alone(
+        "the_survivor_takes_the_spare_of_its_configuration_and_the_repaired_host_is_the_next_one",
+        || {
+            let pair = Pair::with_spare().unwrap();
+            let (mut a, mut b) = pair.start_both().unwrap();
+            let mut c = pair.start_spare("c").unwrap();
+            c.wait_until_role("standby").unwrap();
+            plug(&["c"]).unwrap();
+            assert_eq!(a.status().unwrap()["spares"][0]["node"], "c");
+            assert_eq!(cli("SET first kept").unwrap(), "OK");
+            a.kill();
+            b.wait_until_role("primary").unwrap();
+            c.wait_until_role("backup").unwrap();
+            assert_eq!(b.status().unwrap()["peer"]["node"], "c");
+
+            let mut a = pair.start_spare("a").unwrap();
+            a.wait_until_role("standby").unwrap();
+            plug(&["a"]).unwrap();
+            assert_eq!(cli("SET second kept").unwrap(), "OK");
+            b.kill();
+            c.wait_until_role("primary").unwrap();
+            a.wait_until_role("backup").unwrap();
+            c.kill();
+            a.wait_until_role("alone").unwrap();
+
+            assert_eq!(cli("MGET first second").unwrap(), "kept\nkept");
+            assert_eq!(a.status().unwrap()["term"], 6);
+        },
+    );
+}
+
+#[test]
+fn a_spare_is_not_started_as_one_of_the_two() {
+    let pair = Pair::with_spare().unwrap();
+
+    let mut c = pair.start("c", "backup").unwrap();
+    let (code, words) = c.wait_for_end().unwrap();
+
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("start it with `lockstep standby`"), "{words}");
+}
+
+#[test]
 fn two_hosts_with_an_image_each_die_in_a_row_and_both_images_have_everything() {
     let lockstep = programs::find("lockstep").unwrap();
     let demo = Command::new(lockstep)

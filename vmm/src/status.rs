@@ -40,6 +40,9 @@ pub struct Status {
     pub lease_ms_left: Option<u64>,
     /// The peer, if one is connected or expected.
     pub peer: Option<Peer>,
+    /// The other hosts of the configuration: each may become the peer.
+    #[serde(default)]
+    pub spares: Vec<Spare>,
     /// The device processes.
     pub devices: Vec<Device>,
     /// The longest that the guest ran without opening a window for inputs, since this host talks to the outside.
@@ -110,6 +113,15 @@ pub struct Peer {
     pub lost: Option<String>,
     /// Smoothed round trip of the QUIC connection.
     pub rtt_us: Option<u64>,
+}
+
+/// A host that is not the peer now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spare {
+    /// Its name.
+    pub node: String,
+    /// Where it is.
+    pub address: String,
 }
 
 /// One device process.

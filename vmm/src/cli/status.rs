@@ -130,6 +130,9 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
             .unwrap_or_default();
         rows.push(("peer", format!("{} at {}, {state}{rtt}", peer.node, peer.address)));
     }
+    for spare in &status.spares {
+        rows.push(("spare", format!("{} at {}", spare.node, spare.address)));
+    }
     for device in &status.devices {
         let state = if device.alive { "alive" } else { "dead" };
         let pid = device

@@ -173,6 +173,8 @@ impl Live {
     /// Begins a term with a spare that holds everything.
     fn pair_with(&mut self, host: &mut Host, held: &Held) -> anyhow::Result<Paired> {
         let start = self.recorder.log_end();
+        let peer = host.config.node(held.spare.as_str())?.clone();
+        host.face(&peer);
         for port in self.recorder.ports() {
             port.gate().await_backup(start);
         }

@@ -1,8 +1,9 @@
-//! The run loop of a spare: it knocks at the other host until that runs the VM unprotected, takes the VM in, and is a
+//! The run loop of a spare: it knocks at the other hosts in turn until one runs the VM unprotected, takes the VM in, and is a
 //! backup like any other from then on.
 
 use super::shadow::Shadow;
 use super::{Ended, Host, start};
+use crate::config::Node;
 use crate::ft::pair::BackupSide;
 use crate::ft::port::DevicePort;
 use crate::ft::replay::Replayer;
@@ -37,30 +38,38 @@ pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Resu
     }
     host.monitor.set_role(Role::Standby, Term::ZERO);
     host.stop.heed();
-    loop {
+    let others: Vec<Node> = host.config.others_of(host.node.name.as_str()).cloned().collect();
+    let mut told = String::new();
+    for other in others.iter().cycle() {
         if host.stop.is_asked() {
             return Ok(Ended::Stopped);
         }
+        host.face(other);
         match take_in(host, &mut ports) {
             Ok(pair) => {
                 let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
                 return Shadow { replayer, pair }.run(host);
             }
-            Err(error) => settle_for(host, error)?,
+            Err(error) => settle_for(host, error, &mut told)?,
         }
     }
+    bail!("The configuration names no other host")
 }
 
 /// Nobody who answers is waited for; hosts that differ are for a person to look at; the rest is tried again.
-fn settle_for(host: &Host, error: anyhow::Error) -> anyhow::Result<()> {
+fn settle_for(host: &Host, error: anyhow::Error, told: &mut String) -> anyhow::Result<()> {
     host.monitor.copying().forget();
     match error.downcast_ref::<PairError>() {
         Some(cause) if cause.is_silence() => {}
         Some(PairError::Refused(_) | PairError::RefusedByPeer(_)) => return Err(error),
-        _ => tracing::warn!(
-            error = format!("{error:#}"),
-            "The VM did not come whole; knocking again"
-        ),
+        // A host that is a backup sends a spare away for as long as it is one: that is said once.
+        _ => {
+            let error = format!("{error:#}");
+            if *told != error {
+                tracing::warn!(%error, "The VM did not come whole; knocking again");
+            }
+            *told = error;
+        }
     }
     thread::sleep(KNOCK_AGAIN);
     Ok(())
