@@ -7,10 +7,10 @@
 //!
 //! How it knows that nobody else wrote the image: it says until when its keeper lives, on the wall clock, and says so on
 //! stable storage before the image changes after that. An image whose inode changed later was changed by somebody else.
-//! What is left: somebody who opens the image of a host that died within [`LIFE`] of its last write, and writes.
+//! What is left: somebody who opens the image of a host that died within `LIFE` of its last write, and writes.
 //!
 //! Cost, by design: one sync of some pages for the first change of a block (and its neighbours) in a turn, one for each
-//! turn, one for each [`LIFE`]. Blocks that changed in two turns in a row are stamped for the next one in advance.
+//! turn, one for each `LIFE`. Blocks that changed in two turns in a row are stamped for the next one in advance.
 
 use crate::account::{Account, PAIRINGS_MAX, Pairing, PairingId};
 use crate::blocks::{Block, Grid};

@@ -1,6 +1,6 @@
 //! A mirrored disk on its way to another host: which blocks are sent, in what order, and as what.
 //!
-//! The copying thread of `source.rs` asks a [`DiskSource`]; the spare's [`intake`] puts the pieces in place. Only
+//! The copying thread of `source.rs` asks a `DiskSource`; the spare's [`intake`] puts the pieces in place. Only
 //! blocks that hold something are sent, and to a host that comes back only those in which the two images may differ, by
 //! the maps of both (`lockstep-image`). What the guest changes meanwhile is noted by the disk process after it was changed,
 //! and sent in the next round: so nothing that was read while it changed is the last word.
