@@ -54,7 +54,7 @@ impl Search {
             .is_some_and(|disk| disk.mode == DiskMode::Mirror);
         if is_mirrored && host.node.disk.is_none() {
             tracing::warn!(
-                "The disk of this VM is mirrored, and the configuration does not say where the image of this host lies, so                  no spare can get it; name it as node.{}.disk",
+                "The disk of this VM is mirrored, and the configuration does not say where the image of this host lies, so no spare can get it; name it as node.{}.disk",
                 host.node.name
             );
             return None;
