@@ -179,7 +179,14 @@ impl Live {
                 Err(error) => self.survive(host, error)?,
             }
         }
-        self.note(host);
+        self.served(host, end)
+    }
+
+    /// Everything that waited has entered: what else there is to do before the guest runs on, if it does.
+    fn served(&mut self, host: &mut Host, end: Option<End>) -> anyhow::Result<Option<Ended>> {
+        host.observe();
+        host.monitor.late(self.recorder.lateness());
+        host.monitor.deltas(self.recorder.deltas());
         if let Some(ended) = self.lost_device() {
             return Ok(Some(ended));
         }
@@ -208,19 +215,7 @@ impl Live {
                 Err(error) => self.survive(host, error)?,
             }
         }
-        self.note(host);
-        if let Some(ended) = self.lost_device() {
-            return Ok(Some(ended));
-        }
-        self.see_to_errand(host);
-        self.reprotect(host)?;
-        Ok(None)
-    }
-
-    fn note(&self, host: &mut Host) {
-        host.observe();
-        host.monitor.late(self.recorder.lateness());
-        host.monitor.deltas(self.recorder.deltas());
+        self.served(host, None)
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.
