@@ -285,7 +285,7 @@ impl Recorder {
     /// # Errors
     /// As [`Self::window`].
     pub fn settle_disks(&mut self, machine: &mut Machine, limit: Duration) -> Result<bool, WindowError> {
-        let deadline = std::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         for index in 0..self.ports.len() {
             while self.ports[index].is_mirrored() && self.ports[index].works(machine) {
                 let port = &mut self.ports[index];
@@ -293,7 +293,7 @@ impl Recorder {
                 if self.batch.wakes_guest() {
                     let now = self.clock.now();
                     self.enter_batch(machine, false, Some(now))?;
-                } else if !self.ports[index].is_alive() || std::time::Instant::now() > deadline {
+                } else if !self.ports[index].is_alive() || Instant::now() > deadline {
                     return Ok(false);
                 } else {
                     self.ports[index].nap();
@@ -306,7 +306,7 @@ impl Recorder {
     /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are
     /// not. An own disk image gets all that the guest has asked for, too: so both hosts' images end equal.
     pub fn drain(&mut self, machine: &Machine, limit: Duration) {
-        let deadline = std::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         self.ports.iter().for_each(DevicePort::flush);
         for port in self.ports.iter_mut().filter(|port| port.is_mirrored()) {
             port.finish(machine, deadline);
@@ -315,7 +315,7 @@ impl Recorder {
             let gate = port.gate().snapshot();
             port.is_alive() && gate.held.saturating_add(gate.unread) > 0
         };
-        while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
+        while !self.sink.is_lost() && self.ports.iter().any(holds) && Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
         }
     }

@@ -169,8 +169,7 @@ impl Replayer {
             at,
             why: error.to_string(),
         })?;
-        self.counts.deltas += 1;
-        self.counts.bytes += (pages.iter().map(Bytes::len).sum::<usize>() + end.len()) as u64;
+        self.counts.add(pages, end);
         self.source.executed(at);
         Ok(())
     }
