@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use lockstep_demo::outside::Outside;
 use serde_json::Value;
 
-use super::{MORE_REPLIES, Order, look_at_disks, until_acked};
+use super::{End, MORE_REPLIES, Order, conclude, until_acked};
 use crate::lab::config::Guest;
 use crate::lab::report::{Report, ms};
-use crate::lab::wires::{GUEST, NODES, Node};
+use crate::lab::wires::{GUEST, Node};
 use crate::lab::world::{Protection, World};
 use crate::qemu::processes::eventually;
 
@@ -47,22 +47,12 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
         anyhow::Ok(())
     });
     let goes_on = told.and_then(|()| more_replies(order, &outside));
-    let memory = outside.stop()?;
-    goes_on.with_context(|| {
-        let stories = memory.seen().stories;
-        format!("The guest did not go on: {stories:?}. {}", world.last_words())
-    })?;
-    let losses = memory.read_back(GUEST)?;
-    let survivor = world.live()?;
-    for node in NODES {
-        world.host_mut(node).kill();
-    }
-    let on_disk = match order.setting.guest {
-        Guest::Micro => None,
-        Guest::Debian | Guest::Postgres => Some(look_at_disks(&world, survivor, &memory)?),
-    };
-
-    let seen = memory.seen();
+    let End {
+        seen,
+        losses,
+        on_disk,
+        ..
+    } = conclude(&mut world, order, outside, goes_on)?;
     let on_disk = on_disk.unwrap_or_default();
     let lost = losses.lost + on_disk.losses.lost;
     let wrong = seen.wrong + losses.wrong + on_disk.losses.wrong;
