@@ -21,6 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::qemu::processes::eventually;
+use crate::redis::cli;
 use crate::{network, programs};
 
 /// Where the backup of a pair listens.
@@ -184,6 +185,11 @@ impl Pair {
         Ok(String::from_utf8(taken.stdout)?)
     }
 
+    /// A pair with an image each: whether both hold the same.
+    pub fn has_same_images(&self) -> anyhow::Result<bool> {
+        Ok(fs::read(self.path("disk-a.raw"))? == fs::read(self.path("disk-b.raw"))?)
+    }
+
     /// Starts both nodes and waits until the guest is protected and its taps are on the bridge.
     pub fn start_both(&self) -> anyhow::Result<(Node, Node)> {
         let mut b = self.start("b", "backup")?;
@@ -198,6 +204,16 @@ impl Pair {
 /// The table of node b.
 fn node_b() -> &'static str {
     CONFIG.find("[node.b]").map_or("", |start| &CONFIG[start..])
+}
+
+/// The guest switches itself off, which ends both hosts in good order.
+pub fn power_off(primary: &mut Node, backup: &mut Node) -> anyhow::Result<()> {
+    cli("SHUTDOWN")?;
+    for node in [primary, backup] {
+        let (code, words) = node.wait_for_end()?;
+        ensure!(code == Some(0), "Node {} ended with {code:?}: {words}", node.name);
+    }
+    Ok(())
 }
 
 /// Puts the taps of these nodes on the bridge, once they are there.

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use lockstep_tests::demo::{Demo, Report};
-use lockstep_tests::pair::{Node, Pair, plug};
-use lockstep_tests::redis::{cli, cli_with};
+use lockstep_tests::pair::{Pair, plug, power_off};
+use lockstep_tests::redis::{cli, set_64_kib};
 use lockstep_tests::{network, programs};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -42,9 +42,9 @@ fn a_vm_that_powered_itself_off_leaves_equal_images_and_starts_again() {
             let (mut a, mut b) = pair.start_both().unwrap();
             assert_eq!(cli("SET kept this").unwrap(), "OK");
 
-            power_off(&mut a, &mut b);
+            power_off(&mut a, &mut b).unwrap();
 
-            assert_same_images(&pair);
+            assert!(pair.has_same_images().unwrap(), "the images differ");
             drop((a, b));
             let _nodes = pair.start_both().unwrap();
             assert_eq!(cli("GET kept").unwrap(), "this");
@@ -98,7 +98,9 @@ fn a_backup_whose_image_is_full_ends_and_the_primary_goes_on() {
             give_little_room(&pair, "disk-b.raw");
             let (mut a, mut b) = pair.start_both().unwrap();
 
-            let written: Vec<_> = (0..32).map(|key| set_64_kib(&format!("large-{key}"))).collect();
+            let written: Vec<_> = (0..32)
+                .map(|key| set_64_kib(&format!("large-{key}")).unwrap())
+                .collect();
 
             assert_eq!(written, vec!["OK"; 32]);
             let (code, words) = b.wait_for_end().unwrap();
@@ -127,7 +129,9 @@ fn a_primary_whose_image_is_full_says_so_to_its_guest_and_keeps_its_backup() {
             give_little_room(&pair, "disk-a.raw");
             let (a, b) = pair.start_both().unwrap();
 
-            let written: Vec<_> = (0..32).map(|key| set_64_kib(&format!("large-{key}"))).collect();
+            let written: Vec<_> = (0..32)
+                .map(|key| set_64_kib(&format!("large-{key}")).unwrap())
+                .collect();
 
             // An honest error is no promise, and the client heard it.
             assert!(written[31].contains("ERR"), "{written:?}");
@@ -199,8 +203,8 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
         || {
             let pair = Pair::mirrored().unwrap();
             let (mut a, mut b) = pair.start_both().unwrap();
-            assert_eq!(set_64_kib("large"), "OK");
-            power_off(&mut a, &mut b);
+            assert_eq!(set_64_kib("large").unwrap(), "OK");
+            power_off(&mut a, &mut b).unwrap();
             drop((a, b));
 
             // The guest's first records are its boot, and most of that is one read of the disk after the other. Which of
@@ -236,22 +240,6 @@ fn play(name: &str, arguments: &[&str]) -> Report {
         "{report:#?}"
     );
     report
-}
-
-/// The guest switches itself off, which ends both hosts.
-fn power_off(a: &mut Node, b: &mut Node) {
-    cli("SHUTDOWN").unwrap();
-    assert_eq!(a.wait_for_end().unwrap().0, Some(0));
-    assert_eq!(b.wait_for_end().unwrap().0, Some(0));
-}
-
-fn assert_same_images(pair: &Pair) {
-    let [a, b] = ["disk-a.raw", "disk-b.raw"].map(|disk| fs::read(pair.path(disk)).unwrap());
-    assert!(a == b, "the images differ");
-}
-
-fn set_64_kib(key: &str) -> String {
-    cli_with(&format!("SET {key}"), &[b'x'; 65536]).unwrap()
 }
 
 /// Moves a disk to a file system that has room for a megabyte of it. Only this thread and what it starts see that.

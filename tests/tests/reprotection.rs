@@ -1,29 +1,20 @@
 //! A VM that lost its backup, or never had one, is protected again while it runs: by a spare that it is copied to.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lockstep_tests::pair::{Node, Pair, plug};
+use lockstep_tests::pair::{Node, Pair, plug, power_off};
 use lockstep_tests::qemu::processes::eventually;
-use lockstep_tests::redis::{cli, cli_with};
+use lockstep_tests::redis::{cli, set_64_kib};
 use lockstep_tests::{network, programs};
 use serde_json::Value;
 
 #[test]
 fn two_primaries_die_in_a_row_and_no_client_notices() {
-    let lockstep = programs::find("lockstep").unwrap();
-    let demo = Command::new(lockstep)
-        .args(["demo", "--json", "--rounds", "2", "--clients", "8"])
-        .output()
-        .unwrap();
+    let report = two_rounds(&[]);
 
-    let (said, told) = [demo.stdout, demo.stderr]
-        .map(|bytes| String::from_utf8(bytes).unwrap())
-        .into();
-    assert!(demo.status.success(), "{said}{told}");
-    let report: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let judged =
         ["lost_ops", "wrong_replies", "broken_connections", "survivor_term"].map(|key| report[key].as_u64());
     assert_eq!(judged, [Some(0), Some(0), Some(0), Some(5)], "{report:#}");
@@ -155,26 +146,8 @@ fn a_spare_is_not_started_as_one_of_the_two() {
 
 #[test]
 fn two_hosts_with_an_image_each_die_in_a_row_and_both_images_have_everything() {
-    let lockstep = programs::find("lockstep").unwrap();
-    let demo = Command::new(lockstep)
-        .args([
-            "demo",
-            "--json",
-            "--rounds",
-            "2",
-            "--clients",
-            "8",
-            "--disk",
-            "mirror",
-        ])
-        .output()
-        .unwrap();
+    let report = two_rounds(&["--disk", "mirror"]);
 
-    let (said, told) = [demo.stdout, demo.stderr]
-        .map(|bytes| String::from_utf8(bytes).unwrap())
-        .into();
-    assert!(demo.status.success(), "{said}{told}");
-    let report: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let judged = [
         "lost_ops",
         "wrong_replies",
@@ -199,15 +172,15 @@ fn a_spare_gets_the_image_of_a_mirrored_disk_whatever_its_own_held() {
                 .unwrap();
             a.wait_until_role("alone").unwrap();
             plug(&["a"]).unwrap();
-            assert_eq!(set_64_kib("before"), "OK");
+            assert_eq!(set_64_kib("before").unwrap(), "OK");
 
             let mut b = pair.start_spare("b").unwrap();
             a.wait_until_role("primary").unwrap();
             assert_eq!(cli("SET after that").unwrap(), "OK");
 
             assert_eq!(a.status().unwrap()["copy"]["disk"]["whole"], true);
-            power_off(&mut a, &mut b);
-            assert_same_images(&pair);
+            power_off(&mut a, &mut b).unwrap();
+            assert!(pair.has_same_images().unwrap(), "the images differ");
         },
     );
 }
@@ -219,7 +192,7 @@ fn a_host_that_comes_back_gets_only_what_changed_on_the_disk_since_it_left() {
         || {
             let pair = Pair::mirrored().unwrap();
             let (_, mut b) = lose_a_after_much_was_written(&pair);
-            assert_eq!(set_64_kib("without-a"), "OK");
+            assert_eq!(set_64_kib("without-a").unwrap(), "OK");
 
             let mut a = pair.start_spare("a").unwrap();
             b.wait_until_role("primary").unwrap();
@@ -233,8 +206,8 @@ fn a_host_that_comes_back_gets_only_what_changed_on_the_disk_since_it_left() {
             assert_eq!(cli("STRLEN without-a").unwrap(), "65536");
             let mut b = pair.start_spare("b").unwrap();
             a.wait_until_role("primary").unwrap();
-            power_off(&mut a, &mut b);
-            assert_same_images(&pair);
+            power_off(&mut a, &mut b).unwrap();
+            assert!(pair.has_same_images().unwrap(), "the images differ");
         },
     );
 }
@@ -259,10 +232,24 @@ fn a_host_that_comes_back_with_a_torn_map_gets_the_whole_disk() {
             let disk = b.status().unwrap()["copy"]["disk"].clone();
             assert_eq!(disk["whole"], true, "{disk}");
             assert!(disk["bytes"].as_u64().unwrap() >= WRITTEN, "{disk}");
-            power_off(&mut b, &mut a);
-            assert_same_images(&pair);
+            power_off(&mut b, &mut a).unwrap();
+            assert!(pair.has_same_images().unwrap(), "the images differ");
         },
     );
+}
+
+/// What the demo says of two deaths in a row.
+fn two_rounds(more: &[&str]) -> Value {
+    let demo = Command::new(programs::find("lockstep").unwrap())
+        .args(["demo", "--json", "--rounds", "2", "--clients", "8"])
+        .args(more)
+        .output()
+        .unwrap();
+    let (said, told) = [demo.stdout, demo.stderr]
+        .map(|bytes| String::from_utf8(bytes).unwrap())
+        .into();
+    assert!(demo.status.success(), "{said}{told}");
+    serde_json::from_str(said.lines().last().unwrap()).unwrap()
 }
 
 /// Bytes that `lose_a_after_much_was_written` has written at least.
@@ -271,25 +258,11 @@ const WRITTEN: u64 = 160 * 65536;
 /// A pair that has written much dies by half.
 fn lose_a_after_much_was_written(pair: &Pair) -> (Node, Node) {
     let (mut a, mut b) = pair.start_both().unwrap();
-    let written: Vec<_> = (0..160).map(|key| set_64_kib(&format!("key-{key}"))).collect();
+    let written: Vec<_> = (0..160)
+        .map(|key| set_64_kib(&format!("key-{key}")).unwrap())
+        .collect();
     assert_eq!(written, vec!["OK"; 160]);
     a.kill();
     b.wait_until_role("alone").unwrap();
     (a, b)
-}
-
-fn set_64_kib(key: &str) -> String {
-    cli_with(&format!("SET {key}"), &[b'x'; 65536]).unwrap()
-}
-
-/// The guest switches itself off, which ends both hosts.
-fn power_off(primary: &mut Node, backup: &mut Node) {
-    cli("SHUTDOWN").unwrap();
-    assert_eq!(primary.wait_for_end().unwrap().0, Some(0));
-    assert_eq!(backup.wait_for_end().unwrap().0, Some(0));
-}
-
-fn assert_same_images(pair: &Pair) {
-    let [a, b] = ["disk-a.raw", "disk-b.raw"].map(|disk| fs::read(pair.path(disk)).unwrap());
-    assert!(a == b, "the images differ");
 }
