@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use lockstep_demo::outside::{self, Losses, Memory, Outside, Seen};
 use serde_json::Value;
 
@@ -48,12 +48,30 @@ impl Order {
         let mut report = Report::default();
         report.figure("scenario", "Scenario", scenario);
         report.figure("guest", "Guest", self.setting.guest.name());
+        report.figure("vcpus", "vCPUs", self.setting.vcpus);
         report.figure("disk", "Disk", self.setting.disks.name());
         report.figure("hosts", "Hosts", "emulated CPU with SVM, real KVM");
         report.figure("heartbeat_ms", "Heartbeat, ms", TIMING.heartbeat_ms);
         report.figure("timeout_ms", "Time-out, ms", TIMING.timeout_ms);
         report.figure("lease_ms", "Lease, ms", TIMING.lease_ms);
         report
+    }
+}
+
+impl Order {
+    /// The guest's kernel has started all vCPUs that were ordered.
+    fn check_vcpus(&self, world: &World) -> anyhow::Result<()> {
+        if self.setting.guest == Guest::Micro {
+            // It never starts another one.
+            return Ok(());
+        }
+        let said = world.host(Node::A).read("guest");
+        let wanted = format!("LOCKSTEP cpus {}", self.setting.vcpus);
+        ensure!(
+            said.lines().any(|line| line.trim_end().ends_with(&wanted)),
+            "The guest does not say {wanted:?}: {said}"
+        );
+        Ok(())
     }
 }
 
@@ -82,6 +100,8 @@ struct Fault {
     takeover: Value,
     /// The longest that an input waited for the guest to open a window there.
     late: Duration,
+    /// How many deltas it applied or made.
+    deltas: u64,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
 }
@@ -122,6 +142,7 @@ fn survive(
         survivor: end.survivor,
         takeover: end.status["takeover"].clone(),
         late: late(&end.status),
+        deltas: end.status["deltas"].as_u64().unwrap_or_default(),
         on_disk: end.on_disk,
     })
 }

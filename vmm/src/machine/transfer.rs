@@ -6,8 +6,8 @@
 use super::made::Made;
 use super::vcpus::{SeveralError, Vcpus, VcpusState};
 use super::{Exit, Guest, Machine, MachineSpec, Parts};
-use crate::chips::ChipsError;
 use crate::board::Board;
+use crate::chips::ChipsError;
 use crate::memory::GuestRam;
 use crate::state::MachineState;
 use crate::state::dirty::WriteTracker;

@@ -110,7 +110,10 @@ impl Machine {
 
     /// The guest called us from its handler, and its call is finished.
     pub(super) fn user_faulted(&mut self) -> Result<(), VcpuError> {
-        let Some(mut hook) = self.hook.filter(|hook| self.vcpus.lone().shown().rip == hook.next) else {
+        let Some(mut hook) = self
+            .hook
+            .filter(|hook| self.vcpus.lone().shown().rip == hook.next)
+        else {
             return Ok(());
         };
         if let Some(back) = self.faulted_at_rdtsc()? {

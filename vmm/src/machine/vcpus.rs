@@ -1,8 +1,8 @@
 //! The vCPUs of a machine: one that runs from exit to exit, or several that run in epochs. The machine asks here for the
 //! one that it has; what several are, apart from memory and board, is [`SeveralState`].
 
-use super::epoch::{Epoch, Lines};
 use super::Exit;
+use super::epoch::{Epoch, Lines};
 use crate::chips::{ChipsError, ChipsState};
 use crate::kvm;
 use crate::state::bounds;

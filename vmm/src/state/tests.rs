@@ -12,7 +12,7 @@ fn bytes() -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     BYTES.get_or_init(|| {
         let spec = MachineSpec {
-        vcpus: crate::vcpu::VcpuCount::ONE,
+            vcpus: crate::vcpu::VcpuCount::ONE,
             memory_mib: 64,
             guest: Guest::Micro(MICRO_GUEST),
             cmdline: String::new(),

@@ -1,8 +1,8 @@
 //! What KVM keeps of a vCPU that is one of several: its state as of any vCPU, and besides its local APIC and its clocks.
 //! The machine calls it between two epochs.
 
-use super::state::{VcpuState, VcpuStateError, refused};
 use super::Vcpu;
+use super::state::{VcpuState, VcpuStateError, refused};
 use crate::board::clock::MSR_SYSTEM_TIME;
 use crate::board::pc::MSR_TSC;
 use kvm_bindings::kvm_lapic_state;

@@ -12,9 +12,9 @@ mod state;
 mod watchdog;
 mod xsave;
 
+pub(crate) use core::CoreState;
 pub use count::VcpuCount;
 pub use pulse::Pulse;
-pub(crate) use core::CoreState;
 pub use state::{VcpuState, VcpuStateError};
 pub use watchdog::Watchdog;
 

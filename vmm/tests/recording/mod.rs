@@ -79,7 +79,7 @@ impl Recording {
     /// What the recorded machine was made from, with `memory_mib` MiB.
     pub(crate) fn spec(&self, memory_mib: u64) -> MachineSpec {
         MachineSpec {
-        vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
+            vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
             memory_mib,
             guest: Guest::Micro(MICRO_GUEST),
             cmdline: CMDLINE.into(),

@@ -64,6 +64,7 @@ pub(super) fn survive(
         survivor,
         takeover: status["takeover"].clone(),
         late: late(&status),
+        deltas: status["deltas"].as_u64().unwrap_or_default(),
         on_disk: Some(OnDisk {
             fsck: errors,
             losses: history.audit(&books),
