@@ -4,7 +4,7 @@
 use crate::kvm::KvmError;
 use crate::vcpu::VcpuCount;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::IntoBytes;
 
@@ -29,7 +29,7 @@ impl CpuTemplate {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::refused("list its CPUID leaves"))?;
         let mask = if vcpus.is_several() {
-            Mask::several(supported.as_slice(), vcpus)
+            Mask::several(kvm, supported.as_slice(), vcpus)
         } else {
             Mask::One
         };
@@ -78,17 +78,27 @@ impl CpuTemplate {
 enum Mask {
     /// Nothing that a backup could not recompute.
     One,
-    /// So many vCPUs, which are the cores of one processor.
-    Several { vcpus: u32, is_amd: bool },
+    /// What several vCPUs need.
+    Several(Cores),
+}
+
+/// So many vCPUs, which are the cores of one processor.
+#[derive(Clone, Copy, Debug)]
+struct Cores {
+    vcpus: u32,
+    is_amd: bool,
+    /// Their timers can be told a deadline. KVM says so apart from the leaves.
+    has_deadlines: bool,
 }
 
 impl Mask {
-    fn several(supported: &[kvm_cpuid_entry2], vcpus: VcpuCount) -> Self {
+    fn several(kvm: &Kvm, supported: &[kvm_cpuid_entry2], vcpus: VcpuCount) -> Self {
         let first = supported.iter().find(|leaf| leaf.function == 0);
-        Self::Several {
+        Self::Several(Cores {
             vcpus: vcpus.get().into(),
             is_amd: first.is_some_and(|leaf| AMD.contains(&leaf.ebx)),
-        }
+            has_deadlines: kvm.check_extension(Cap::TscDeadlineTimer),
+        })
     }
 
     fn apply(self, leaf: &kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
@@ -96,6 +106,8 @@ impl Mask {
         match leaf.function {
             // No hypervisor leaves but our own two.
             0x4000_0000..=0x4000_ffff => return None,
+            // Of several vCPUs, the timers never sleep.
+            0x6 if matches!(self, Self::Several(_)) => {}
             // Leaves about where a vCPU runs, clocks, or counters: the answer depends on the host.
             0x5 | 0x6 | 0xa | 0xb | 0x15 | 0x16 | 0x1f | 0x8000_001e => return None,
             0x7 if leaf.index == 0 => {
@@ -107,7 +119,7 @@ impl Mask {
         }
         match self {
             Self::One => leaf.without_clocks(),
-            Self::Several { vcpus, is_amd } => leaf.with_cores(vcpus, is_amd),
+            Self::Several(cores) => leaf.with_cores(cores),
         }
         Some(leaf)
     }
@@ -115,7 +127,7 @@ impl Mask {
 
 trait Leaf {
     fn without_clocks(&mut self);
-    fn with_cores(&mut self, vcpus: u32, is_amd: bool);
+    fn with_cores(&mut self, cores: Cores);
 }
 
 impl Leaf for kvm_cpuid_entry2 {
@@ -134,12 +146,16 @@ impl Leaf for kvm_cpuid_entry2 {
         }
     }
 
-    /// No deadline in terms of a counter, which may run at another rate on the next host.
-    fn with_cores(&mut self, vcpus: u32, is_amd: bool) {
+    fn with_cores(&mut self, cores: Cores) {
+        let Cores { vcpus, is_amd, .. } = cores;
         match self.function {
             0x1 => {
                 self.ecx &= !(bit(3) | bit(24)); // MONITOR, TSC-deadline
                 self.ecx |= bit(31); // hypervisor present
+                if cores.has_deadlines {
+                    // Without them a kernel measures its timers at boot, and gives them up where it stood still meanwhile.
+                    self.ecx |= bit(24);
+                }
                 self.edx |= bit(28); // several logical processors
                 self.ebx = self.ebx & 0xffff | vcpus << 16;
             }

@@ -100,7 +100,7 @@ struct Fault {
     takeover: Value,
     /// The longest that an input waited for the guest to open a window there.
     late: Duration,
-    /// How many deltas it applied or made.
+    /// How many deltas host a had made by then.
     deltas: u64,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
@@ -130,6 +130,7 @@ fn survive(
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
     let before = outside.seen();
+    let deltas = deltas(world)?;
     let goes_on = talked
         .and_then(|()| fault(world))
         .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES));
@@ -142,7 +143,7 @@ fn survive(
         survivor: end.survivor,
         takeover: end.status["takeover"].clone(),
         late: late(&end.status),
-        deltas: end.status["deltas"].as_u64().unwrap_or_default(),
+        deltas,
         on_disk: end.on_disk,
     })
 }
@@ -187,6 +188,12 @@ fn conclude(
         status,
         on_disk,
     })
+}
+
+/// How many deltas host a has made.
+fn deltas(world: &World) -> anyhow::Result<u64> {
+    let status = world.status(Node::A)?;
+    status["deltas"].as_u64().context("A status counts deltas")
 }
 
 /// What a status says of inputs that waited.

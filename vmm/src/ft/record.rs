@@ -5,6 +5,7 @@
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
 mod epoch;
+mod orders;
 mod stall;
 
 use super::batch::Batch;
@@ -17,10 +18,10 @@ use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
 use crate::console::Typed;
 use crate::errand::Errands;
-use crate::machine::{Exit, IdleLimit, Kick, Machine};
+use crate::machine::{Exit, IdleLimit, Machine};
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
-use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
+use lockstep_protocol::ids::{GuestTime, LogOffset, Position};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
 use std::time::{Duration, Instant};
@@ -268,24 +269,6 @@ impl Recorder {
         due
     }
 
-    /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
-    pub fn reissue(&mut self, machine: &Machine) {
-        let mut requests = 0;
-        for port in &mut self.ports {
-            let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else {
-                continue;
-            };
-            for (queue, ring) in (0_u16..).zip(device.rings()) {
-                for head in ring.inflight() {
-                    port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
-                    requests += 1;
-                }
-            }
-            port.flush();
-        }
-        tracing::info!(requests, "What the lost primary left undone is ordered again");
-    }
-
     /// A machine that stands still: lets what a mirrored disk is doing come to its end and enter, in this window. `false`
     /// if it did not within `limit`. Only for a host that is alone.
     ///
@@ -365,20 +348,6 @@ impl Recorder {
             machine.inject(input)?;
         }
         Ok(start)
-    }
-
-    /// Orders what was kicked, once.
-    fn order(&mut self, kicks: &mut Vec<Kick>, needs: LogOffset) {
-        for kick in kicks.drain(..) {
-            let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else {
-                continue;
-            };
-            let count = kick.heads.len();
-            for head in kick.heads {
-                port.order(kick.queue, head, needs);
-            }
-            port.end_orders(needs, count);
-        }
     }
 }
 

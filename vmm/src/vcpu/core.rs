@@ -9,6 +9,8 @@ use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::{Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
 /// What such a vCPU is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CoreState {
@@ -16,6 +18,8 @@ pub(crate) struct CoreState {
     apic: kvm_lapic_state,
     /// Where the guest wants KVM's clock to be shown. The wall time of power-on is asked for and read at once.
     clock: u64,
+    /// When its timer is due, in terms of the counter; 0 when it is not.
+    deadline: u64,
 }
 
 impl Vcpu {
@@ -27,7 +31,13 @@ impl Vcpu {
         let vcpu = self.state(kvm, vm)?;
         let apic = self.fd.get_lapic().map_err(refused("tell the local APIC"))?;
         let clock = self.msr(MSR_SYSTEM_TIME).unwrap_or(0);
-        Ok(CoreState { vcpu, apic, clock })
+        let deadline = self.msr(MSR_TSC_DEADLINE).unwrap_or(0);
+        Ok(CoreState {
+            vcpu,
+            apic,
+            clock,
+            deadline,
+        })
     }
 
     /// Becomes what the other vCPU was; its counter is set apart ([`Self::set_counter`]), before this.
@@ -39,7 +49,13 @@ impl Vcpu {
         self.fd
             .set_lapic(&state.apic)
             .map_err(refused("set the local APIC"))?;
-        self.set_msrs(&[(MSR_SYSTEM_TIME, state.clock)])
+        // The deadline comes behind the APIC, which forgets it. One that has passed is due at once.
+        let (clock, deadline) = ((MSR_SYSTEM_TIME, state.clock), (MSR_TSC_DEADLINE, state.deadline));
+        self.set_msrs(&[clock])?;
+        match state.deadline {
+            0 => Ok(()),
+            _ => self.set_msrs(&[deadline]),
+        }
     }
 
     /// What its time-stamp counter says.

@@ -82,7 +82,7 @@ pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
         ms(late),
     );
     let deltas = faults.iter().map(|fault| fault.deltas).max().unwrap_or_default();
-    report.figure("deltas", "Deltas, survivor", deltas);
+    report.figure("deltas", "Deltas before the fault", deltas);
     report.figure("fsck_errors", "File system errors", fsck);
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));
