@@ -81,6 +81,11 @@ pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
         ms(late),
     );
     report.figure("fsck_errors", "File system errors", fsck);
+    report.figure(
+        "user_rdtsc",
+        "rdtsc in the guest's user space, before and after",
+        sum(&|fault| fault.user_rdtsc),
+    );
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));
     report.must(broken == 0, format!("{broken} connections broke"));
