@@ -19,7 +19,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// Compiles the program for the guest, with every library that it needs in it.
 pub fn compile(program: &Path) -> anyhow::Result<()> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lab/guest/rdtsc.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/rdtsc.rs");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let compiled = Command::new(rustc)
         .args([
