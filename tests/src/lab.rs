@@ -6,8 +6,8 @@
 //!
 //! Read in this order: this file (what `cargo xtask lab` does), [`scenario`] (the stories), [`world`] (hosts, disk,
 //! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`],
-//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`readme`]
-//! (a guest that README makes), [`room`] (why nothing is left when a lab ends).
+//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`rdtsc`]
+//! (a program that reads the counter in the guest's user space), [`readme`] (a guest that README makes), [`room`] (why nothing is left when a lab ends).
 
 pub mod agent;
 pub mod config;
@@ -17,6 +17,7 @@ pub mod host_image;
 pub mod packages;
 pub mod pgbench;
 pub mod postgres_image;
+pub mod rdtsc;
 pub mod readme;
 pub mod report;
 pub mod room;

@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::config::{Guest, TIMING};
 use super::guest_image::{self, REDIS};
 use super::packages::tool;
+use super::rdtsc::Counter;
 use super::report::Report;
 use super::wires::{GUEST, NODES, Node};
 use super::world::{Setting, World};
@@ -104,6 +105,8 @@ struct Fault {
     deltas: u64,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
+    /// How often a program in its user space read the counter, before and after.
+    user_rdtsc: u64,
 }
 
 /// What the guest's disk holds after both hosts lost their power.
@@ -125,15 +128,21 @@ fn survive(
     if order.setting.guest == Guest::Postgres {
         return postgres::survive(world, order, seed, delay, fault);
     }
+    let mut counter = match order.setting.guest {
+        Guest::Debian => Some(Counter::connect()?),
+        Guest::Micro | Guest::Postgres => None,
+    };
+    let mut count = || counter.as_mut().map_or(Ok(()), |counter| counter.ask(COUNTS));
     let outside = Outside::start(GUEST, order.clients, seed)?;
-    let talked = until_acked(&outside, u64::from(order.clients));
+    let talked = count().and_then(|()| until_acked(&outside, u64::from(order.clients)));
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
     let before = outside.seen();
     let deltas = deltas(world)?;
     let goes_on = talked
         .and_then(|()| fault(world))
-        .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES));
+        .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES))
+        .and_then(|()| count());
     let end = conclude(world, order, outside, goes_on)?;
     Ok(Fault {
         acked_before: before.acked,
@@ -145,6 +154,7 @@ fn survive(
         late: late(&end.status),
         deltas,
         on_disk: end.on_disk,
+        user_rdtsc: counter.map_or(0, |counter| counter.asked()),
     })
 }
 
@@ -236,4 +246,6 @@ fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Resu
 
 /// For each connection, as many replies as it can have had in flight, and as many again.
 const MORE_REPLIES: u64 = 32;
+/// How often the counter is read before a fault, and how often after it.
+const COUNTS: u64 = 10;
 const REPLIES_TIME: Duration = Duration::from_secs(120);

@@ -84,6 +84,11 @@ pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
     let deltas = faults.iter().map(|fault| fault.deltas).max().unwrap_or_default();
     report.figure("deltas", "Deltas before the fault", deltas);
     report.figure("fsck_errors", "File system errors", fsck);
+    report.figure(
+        "user_rdtsc",
+        "rdtsc in the guest's user space, before and after",
+        sum(&|fault| fault.user_rdtsc),
+    );
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));
     report.must(broken == 0, format!("{broken} connections broke"));

@@ -70,6 +70,7 @@ pub(super) fn survive(
             fsck: errors,
             losses: history.audit(&books),
         }),
+        user_rdtsc: 0,
     })
 }
 
