@@ -162,7 +162,7 @@ impl World {
                 .status()
                 .await
                 .is_some_and(|status| status.is_ready(wanted));
-            if plugged && ready && crate::client::answers(config::GUEST).await {
+            if plugged && ready && crate::client::answers(config::GUEST, PING_TIME).await {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -299,5 +299,7 @@ fn make_disk(path: &Path) -> anyhow::Result<()> {
 }
 
 /// How long hosts may take to bring the guest up.
+/// How long the guest may take for one PING.
+const PING_TIME: Duration = Duration::from_millis(500);
 const START_TIME: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
