@@ -31,6 +31,8 @@ pub(crate) struct Wish {
     pub(crate) arbiter: Arbiter,
     /// How the hosts have the guest's disk.
     pub(crate) disk: Disk,
+    /// How many vCPUs the VM has.
+    pub(crate) vcpus: u8,
     /// Whether the wire between the hosts goes through a relay that can drop everything.
     pub(crate) relay: bool,
     /// Where to leave everything, or nowhere.
@@ -68,6 +70,7 @@ impl World {
             arbiter: wish.arbiter,
             wire,
             disk: wish.disk,
+            vcpus: wish.vcpus,
         };
         let output = if wish.verbose {
             Output::Show
