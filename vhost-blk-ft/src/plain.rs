@@ -6,11 +6,11 @@
 use std::sync::atomic::Ordering;
 
 use lockstep_protocol::Head;
-use vhost_user_backend::VringT;
+use lockstep_staging::chain::{Chain, Segment};
+use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestMemory, Permissions};
 
-use crate::chain::{Chain, Segment};
 use crate::change::{Change, Progress};
 use crate::complete::{Failures, fill};
 use crate::disk::Disk;
