@@ -16,7 +16,7 @@ use crate::complete::{Failures, fill};
 use crate::disk::Disk;
 use crate::limits::PLAIN_TRANSFER_MAX;
 use crate::request::{Command, NoAnswer, Request, Status};
-use crate::sink::{self, Memory, Ring, RingError};
+use crate::sink::{self, AtomicMemory, Memory, Ring, RingError};
 use crate::submit::{bounds, table_of};
 
 /// Serves what a plain front-end's guest has queued, one ring after the other until none has anything left.
@@ -45,13 +45,20 @@ pub fn serve_rings(
 }
 
 fn is_running(ring: &Ring) -> bool {
-    let state = ring.get_ref();
+    runs(&ring.get_ref())
+}
+
+fn runs(state: &VringState<AtomicMemory>) -> bool {
     state.is_enabled() && state.get_queue().ready()
 }
 
 /// The next head; an index that no head can be found for would be looked at for ever, so it ends the service of the ring.
 fn pop(ring: &Ring, memory: &Memory) -> Result<Option<Head>, RingError> {
     let mut state = ring.get_mut();
+    if !runs(&state) {
+        // Its front-end stopped it meanwhile.
+        return Ok(None);
+    }
     let queue = state.get_queue_mut();
     let offered = queue
         .avail_idx(memory, Ordering::Acquire)

@@ -4,7 +4,8 @@
 mod world;
 
 use nix::sys::signal::Signal;
-use vm_memory::GuestAddress;
+use vhost::VhostBackend;
+use vm_memory::{Address, Bytes, GuestAddress};
 use world::{
     DISCARD, Device, FLUSH, GET_ID, Guest, IN, MEMORY, OUT, QUEUE_SIZE, SECTORS, WRITE_ZEROES, command,
     complaint, config,
@@ -132,6 +133,19 @@ fn a_guest_that_offers_more_than_its_ring_holds_keeps_the_process_from_nothing()
     guest.claim_offered(QUEUE_SIZE + 1);
     drop(front_end);
     assert!(device.wait_for_exit().success());
+}
+
+#[test]
+fn a_driver_that_starts_over_after_it_broke_its_ring_is_served() {
+    let (_device, mut front_end, mut guest) = plain(&[]);
+    guest.claim_offered(QUEUE_SIZE + 1);
+    assert_eq!(front_end.get_vring_base(0).unwrap(), 0);
+    guest
+        .memory
+        .write_obj(0_u16, guest.available.unchecked_add(2))
+        .unwrap();
+    guest.set_up_queue(&mut front_end, true);
+    assert_eq!(guest.ask(IN, 4, &[], 512).0, 0);
 }
 
 #[test]

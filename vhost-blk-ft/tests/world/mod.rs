@@ -239,7 +239,14 @@ impl Guest {
         front_end
             .set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()])
             .unwrap();
+        assert_eq!(region.len(), MEMORY as u64);
+        self.set_up_queue(front_end, notified);
+    }
+
+    /// The part of it that a driver that starts over makes its front-end do again.
+    pub(crate) fn set_up_queue(&self, front_end: &mut Frontend, notified: bool) {
         front_end.set_vring_num(0, QUEUE_SIZE).unwrap();
+        let region = self.memory.iter().next().unwrap();
         let base = region.as_ptr() as u64;
         let config = VringConfigData {
             queue_max_size: QUEUE_SIZE,
@@ -257,7 +264,6 @@ impl Guest {
             front_end.set_vring_kick(0, &self.kick).unwrap();
             front_end.set_vring_enable(0, true).unwrap();
         }
-        assert_eq!(region.len(), MEMORY as u64);
     }
 
     /// Where the data of this head lies.
