@@ -108,6 +108,8 @@ fn serve_one(backend: &Arc<NetBackend>, listener: &Listener, socket: &Path) -> R
         Err(error) => tracing::info!(%error, "The front-end's connection ended"),
     }
     Ok(())
+    drop(daemon);
+    backend.close_exit_event();
 }
 
 fn listen(path: &Path) -> Result<Listener, ServeError> {
