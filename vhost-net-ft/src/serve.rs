@@ -101,15 +101,16 @@ fn serve_one(backend: &Arc<NetBackend>, listener: &Listener, socket: &Path) -> R
         }
     };
     tracing::info!("A front-end connected");
+    backend.device().meet_front_end();
     FrontDoor::beside(socket)?.admit(front_end, |inner| daemon.start_client(inner).map_err(failed))?;
     match daemon.wait() {
         Ok(()) => tracing::info!("The front-end left"),
         // Leaving and misbehaving look alike here, and both end no more than the connection.
         Err(error) => tracing::info!(%error, "The front-end's connection ended"),
     }
-    Ok(())
     drop(daemon);
     backend.close_exit_event();
+    Ok(())
 }
 
 fn listen(path: &Path) -> Result<Listener, ServeError> {
