@@ -55,6 +55,7 @@ say() {{ echo "LOCKSTEP $*" > /dev/console; }}
 word() {{ sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }}
 while read -r module; do insmod /modules/$module || say failed insmod $module; done < /modules/order
 for i in $(seq 100); do [ -b /dev/vda ] && [ -d /sys/class/net/eth0 ] && break; usleep 100000; done
+say cpus $(grep -c ^processor /proc/cpuinfo)
 ip link set lo up
 ip addr add $(word ip) dev eth0 && ip link set eth0 up && ip route add default via $(word gw) || say failed network
 fsck() {{ e2fsck -p /dev/vda; say fsck $?; }}

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use lockstep_demo::outside::{self, Losses, Memory, Outside, Seen};
 use serde_json::Value;
 
@@ -49,12 +49,30 @@ impl Order {
         let mut report = Report::default();
         report.figure("scenario", "Scenario", scenario);
         report.figure("guest", "Guest", self.setting.guest.name());
+        report.figure("vcpus", "vCPUs", self.setting.vcpus);
         report.figure("disk", "Disk", self.setting.disks.name());
         report.figure("hosts", "Hosts", "emulated CPU with SVM, real KVM");
         report.figure("heartbeat_ms", "Heartbeat, ms", TIMING.heartbeat_ms);
         report.figure("timeout_ms", "Time-out, ms", TIMING.timeout_ms);
         report.figure("lease_ms", "Lease, ms", TIMING.lease_ms);
         report
+    }
+}
+
+impl Order {
+    /// The guest's kernel has started all vCPUs that were ordered.
+    fn check_vcpus(&self, world: &World) -> anyhow::Result<()> {
+        if self.setting.guest == Guest::Micro {
+            // It never starts another one.
+            return Ok(());
+        }
+        let said = world.host(Node::A).read("guest");
+        let wanted = format!("LOCKSTEP cpus {}", self.setting.vcpus);
+        ensure!(
+            said.lines().any(|line| line.trim_end().ends_with(&wanted)),
+            "The guest does not say {wanted:?}: {said}"
+        );
+        Ok(())
     }
 }
 
@@ -83,6 +101,8 @@ struct Fault {
     takeover: Value,
     /// The longest that an input waited for the guest to open a window there.
     late: Duration,
+    /// How many deltas host a had made by then.
+    deltas: u64,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
     /// How often a program in its user space read the counter, before and after.
@@ -118,6 +138,7 @@ fn survive(
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
     let before = outside.seen();
+    let deltas = deltas(world)?;
     let goes_on = talked
         .and_then(|()| fault(world))
         .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES))
@@ -131,6 +152,7 @@ fn survive(
         survivor: end.survivor,
         takeover: end.status["takeover"].clone(),
         late: late(&end.status),
+        deltas,
         on_disk: end.on_disk,
         user_rdtsc: counter.map_or(0, |counter| counter.asked()),
     })
@@ -176,6 +198,12 @@ fn conclude(
         status,
         on_disk,
     })
+}
+
+/// How many deltas host a has made.
+fn deltas(world: &World) -> anyhow::Result<u64> {
+    let status = world.status(Node::A)?;
+    status["deltas"].as_u64().context("A status counts deltas")
 }
 
 /// What a status says of inputs that waited.

@@ -90,6 +90,8 @@ impl DeltaMaker {
                 self.writes = Some(machine.track_writes()?);
                 self.forgot_at = Some(Instant::now());
             }
+            // Several vCPUs are never recomputed: nothing is forgotten but by a delta.
+            Some(_) if machine.is_several() => {}
             Some(writes) if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY) => {
                 writes.take()?;
                 self.forgot_at = Some(Instant::now());

@@ -129,7 +129,7 @@ impl Replayer {
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
         let at = machine.position();
-        let called = exit.kick.is_some() || exit.end.is_some();
+        let mut called = exit.calls();
         loop {
             let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
@@ -143,8 +143,10 @@ impl Replayer {
                 Admitted::Kept => self.source.executed(at),
                 Admitted::Delta { pages, end } => {
                     self.become_like_primary(machine, &pages, &end)?;
-                    // The exit is long over there.
-                    *exit = Exit::default();
+                    // The exit is long over there; one at the end of an epoch comes with the delta.
+                    *exit = machine.take_exit();
+                    called = exit.calls();
+                    self.follow_guest(machine, exit)?;
                 }
                 Admitted::Enters(record) => {
                     self.enter(machine, &record)?;
@@ -176,18 +178,17 @@ impl Replayer {
 
     /// Passes on what the guest did in the exit, once: to its devices, and what it asks of a mirrored disk.
     fn follow_guest(&mut self, machine: &Machine, exit: &mut Exit) -> Result<(), MirrorError> {
-        let reset = exit.reset;
         if let Some((mirror, port)) = self.mirrored()
-            && reset == Some(mirror.device())
+            && exit.reset.contains(&mirror.device())
         {
             mirror.settle(port)?;
         }
         follow_driver(&mut self.ports, machine, exit);
-        if let Some((mirror, port)) = self.mirrored()
-            && let Some(kick) = &exit.kick
-            && kick.device == mirror.device()
-        {
-            mirror.order(port, kick);
+        if let Some((mirror, port)) = self.mirrored() {
+            let device = mirror.device();
+            for kick in exit.kicks.iter().filter(|kick| kick.device == device) {
+                mirror.order(port, kick);
+            }
         }
         Ok(())
     }

@@ -48,7 +48,6 @@ impl Shadow {
         loop {
             // Before the window: a delta in it brings chips whose words the primary has printed.
             host.observe();
-            let end = exit.end;
             match self.replayer.window(&mut host.machine, &mut exit) {
                 Ok(Replayed::LogEnds) if host.stop.is_asked() => {
                     return Ok(self.leave(host, Parting::Stopped));
@@ -62,7 +61,7 @@ impl Shadow {
                 let why = DeviceLost(lost.kind());
                 return Err(self.give_up(host, Parting::DeviceFailed, why));
             }
-            if let Some(end) = end {
+            if let Some(end) = exit.end {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
@@ -154,7 +153,7 @@ fn heard(host: &Host, takeover: &TakeoverMachine) -> Moment {
 fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> Live {
     recorder.ports().iter().for_each(DevicePort::go_live_alone);
     // What was kicked in this very window is in flight like everything else: order it once.
-    exit.kick = None;
+    exit.kicks.clear();
     // What was typed at a backup was typed at nobody.
     drop(host.typed.take());
     recorder.reissue(&host.machine);
