@@ -203,8 +203,8 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
             drop((a, b));
 
             // The guest's first records are its boot, and most of that is one read of the disk after the other. Which of
-            // them is under way at which record depends on the clock; at one of three in a row it is one.
-            let ordered_again = ["8", "10", "12"].map(|record| {
+            // them is under way at which record depends on the clock; at one of four it is one.
+            let ordered_again = ["10", "16", "20", "24"].map(|record| {
                 let mut b = pair.start("b", "backup").unwrap();
                 let dying = ["--die-at-record", record];
                 let _a = pair

@@ -127,6 +127,8 @@ pub(crate) struct Process {
     /// Until when the guest idles, if it said so.
     sleeps_until: Option<GuestTime>,
     powered: bool,
+    /// A bit has flipped in the guest of this backup.
+    flipped: bool,
     /// The guest was stopped in the middle of a run, and its delta is half out.
     stalled: bool,
     /// The vCPU executes until then.
@@ -155,6 +157,7 @@ impl Process {
             window: None,
             sleeps_until: None,
             powered: false,
+            flipped: false,
             stalled: false,
             busy_until: env.now,
             time: (GuestTime::ZERO, now),

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use lockstep_protocol::message::{Ack, Heartbeat, Hello};
+use lockstep_protocol::message::{Ack, Heartbeat, Hello, Message};
 use lockstep_protocol::session::Parting;
 
 use super::clock::Moment;
@@ -36,6 +36,8 @@ pub(crate) enum Word {
     Read(usize),
     /// How far the log is held.
     Ack(Ack),
+    /// What a backup has to say that has diverged.
+    Sick(Message),
     /// The speaker lives.
     Beat(Heartbeat),
     /// The connection was closed.
@@ -51,7 +53,7 @@ impl Word {
         match self {
             Self::Hello(_) | Self::Agreed | Self::Refused | Self::Goodbye(_) => 0,
             Self::Log(_) => 1,
-            Self::Ack(_) => 2,
+            Self::Ack(_) | Self::Sick(_) => 2,
             Self::Beat(_) => 3,
             Self::Read(_) => 4,
             Self::Closed => 5,

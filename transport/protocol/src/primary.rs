@@ -4,10 +4,11 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::RecordEncoder;
+use crate::divergence::{DivergenceFault, Health, Patient};
 use crate::ids::{LogOffset, Position, Term};
 use crate::limits::{MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
 use crate::log::{LogWindow, WindowLimit};
-use crate::message::{Ack, Heartbeat};
+use crate::message::{Ack, Census, Diverged, Heartbeat};
 use crate::outbox::Gate;
 use crate::record::{Input, Record};
 use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
@@ -36,6 +37,9 @@ pub enum AckFault {
         /// What it holds.
         upto: LogOffset,
     },
+    /// Its machine has diverged and was not healed.
+    #[error("An ack up to {0} of a backup that has diverged")]
+    Diverged(LogOffset),
     /// It ran past the window that the log leads to.
     #[error("The backup says that it is at position {claimed}, the log leads to {limit}")]
     RanAhead {
@@ -74,6 +78,7 @@ pub struct Primary {
     last_sent: Option<Instant>,
     lease_until: Instant,
     round_trip: Option<Duration>,
+    health: Health,
     stale: u64,
 }
 
@@ -95,6 +100,7 @@ impl Primary {
             last_sent: None,
             lease_until: Instant::ZERO,
             round_trip: None,
+            health: Health::default(),
             stale: 0,
         }
     }
@@ -177,6 +183,9 @@ impl Primary {
         }
         // Check: what an honest peer cannot say ends the session.
         self.check_ack(ack)?;
+        if ack.upto > self.acked() && !self.health.handle_ack(ack.upto) {
+            return Err(AckFault::Diverged(ack.upto));
+        }
         // Act: acked never falls and never passes the end (I1).
         self.hearing.note(now);
         self.window.ack(ack.upto);
@@ -208,6 +217,49 @@ impl Primary {
             });
         }
         Ok(())
+    }
+
+    // --- Divergence ---
+
+    /// The backup's machine is not ours any more.
+    pub fn handle_diverged(&mut self, now: Instant, found: &Diverged) -> Result<(), DivergenceFault> {
+        if age(self.term, found.term)? == Age::Stale {
+            self.stale += 1;
+            return Ok(());
+        }
+        self.hearing.note(now);
+        self.health.handle_diverged(found.clone());
+        Ok(())
+    }
+
+    /// A piece of what its memory comes to.
+    pub fn handle_census(&mut self, now: Instant, census: &Census) -> Result<(), DivergenceFault> {
+        if age(self.term, census.term)? == Age::Stale {
+            self.stale += 1;
+            return Ok(());
+        }
+        self.hearing.note(now);
+        self.health.handle_census(census)
+    }
+
+    /// A backup that has diverged and said all that is needed to heal it: given once.
+    pub fn poll_heal(&mut self) -> Option<Patient> {
+        self.health.poll_heal()
+    }
+
+    /// The delta that heals the backup is in the log, whole.
+    pub fn handle_treated(&mut self) {
+        self.health.treated(self.window.end());
+    }
+
+    /// Would `poll_heal` give something?
+    pub fn wants_heal(&self) -> bool {
+        self.health.wants_heal()
+    }
+
+    /// Is the backup's machine ours, as far as it is known?
+    pub fn has_equal_backup(&self) -> bool {
+        self.health.is_equal()
     }
 
     // --- The lease ---

@@ -84,7 +84,7 @@ impl Timing {
 }
 
 /// Why a peer says goodbye.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Parting {
     /// The guest switched its machine off: nothing is left to protect.
     PowerOff,

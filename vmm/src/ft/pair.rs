@@ -9,7 +9,9 @@ use super::wait::Waker;
 use crate::monitor::{Monitor, PairProbe, PairView};
 use crate::stop::Stop;
 use bytes::Bytes;
+use lockstep_protocol::divergence::Patient;
 use lockstep_protocol::ids::{LogOffset, Position, Term};
+use lockstep_protocol::message::Diverged;
 use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Claiming, Takeover};
@@ -49,6 +51,7 @@ pub struct PrimarySide {
     link: Arc<PrimaryLink>,
     gates: Vec<GateWriter>,
     lost: Arc<AtomicBool>,
+    heal_due: Arc<AtomicBool>,
 }
 
 impl PrimarySide {
@@ -57,12 +60,13 @@ impl PrimarySide {
     /// # Errors
     /// When it cannot be reached, or one side refuses the other.
     pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let lost = Arc::new(AtomicBool::new(false));
+        let (lost, heal_due) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let events = PublishAcks {
             gates: context.gates.clone(),
             waker: context.waker,
             monitor: context.monitor,
             lost: Arc::clone(&lost),
+            heal_due: Arc::clone(&heal_due),
         };
         tracing::info!(at = %config.address, "Looking for the backup");
         let link = Arc::new(connect_primary(config, Box::new(events))?);
@@ -70,6 +74,7 @@ impl PrimarySide {
             link,
             gates: context.gates,
             lost,
+            heal_due,
         })
     }
 
@@ -84,6 +89,7 @@ impl PrimarySide {
         PairSink {
             link: Arc::clone(&self.link),
             lost: Arc::clone(&self.lost),
+            heal_due: Arc::clone(&self.heal_due),
             unsent: false,
             silent: false,
         }
@@ -137,6 +143,7 @@ struct PublishAcks {
     waker: Waker,
     monitor: Arc<Monitor>,
     lost: Arc<AtomicBool>,
+    heal_due: Arc<AtomicBool>,
 }
 
 impl PrimaryEvents for PublishAcks {
@@ -146,6 +153,16 @@ impl PrimaryEvents for PublishAcks {
 
     fn lease(&mut self, until: Instant) {
         self.gates.iter().for_each(|gate| gate.publish_lease(until));
+    }
+
+    fn diverged(&mut self, found: &Diverged) {
+        tracing::warn!(at = %found.position, what = %found.what, "The backup has diverged; outputs wait until it is healed");
+        self.monitor.diverged(found.position, &found.what.to_string());
+    }
+
+    fn heal_due(&mut self) {
+        self.heal_due.store(true, Ordering::Release);
+        self.waker.wake();
     }
 
     fn peer_lost(&mut self, why: PeerLost) {
@@ -160,6 +177,7 @@ impl PrimaryEvents for PublishAcks {
 pub struct PairSink {
     link: Arc<PrimaryLink>,
     lost: Arc<AtomicBool>,
+    heal_due: Arc<AtomicBool>,
     /// Whether something was appended since the driver was last told.
     unsent: bool,
     /// The driver is not told of anything any more.
@@ -182,6 +200,12 @@ impl PairSink {
             match self.link.wait_room(STOP_LOOK) {
                 Room::Open => break,
                 // A window smaller than `SEND_AT` may be full of what nobody was told to send.
+                Room::Full if !self.link.lock().has_equal_backup() => {
+                    tracing::error!(
+                        "The log is full before the backup could be healed; the backup is given up"
+                    );
+                    return Err(NobodyToLogFor);
+                }
                 Room::Full => self.flush(),
                 Room::Lost(_) => return Err(NobodyToLogFor),
             }
@@ -227,6 +251,28 @@ impl LogSink for PairSink {
         self.lost.load(Ordering::Acquire)
     }
 
+    fn wants_heal(&self) -> bool {
+        self.heal_due.load(Ordering::Acquire)
+    }
+
+    fn poll_heal(&mut self) -> Option<Patient> {
+        self.heal_due.store(false, Ordering::Release);
+        self.link.lock().poll_heal()
+    }
+
+    fn treat(&mut self, position: Position, delta: &[Input<&[u8]>]) -> Result<(), NobodyToLogFor> {
+        if self.is_lost() {
+            return Err(NobodyToLogFor);
+        }
+        let mut primary = self.link.lock();
+        primary.append_window(position, false, delta);
+        primary.handle_treated();
+        drop(primary);
+        self.unsent = true;
+        self.flush();
+        Ok(())
+    }
+
     fn end(&self) -> LogOffset {
         self.link.lock().end()
     }
@@ -248,6 +294,7 @@ pub struct BackupSide {
     term: Term,
     start: LogOffset,
     counts: Arc<Counts>,
+    monitor: Arc<Monitor>,
     noticed: Arc<AtomicU64>,
 }
 
@@ -259,6 +306,7 @@ impl BackupSide {
     pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
         let (term, start) = (config.hello.term, config.hello.start);
         let noticed = Arc::new(AtomicU64::new(0));
+        let monitor = Arc::clone(&context.monitor);
         let events = NoteLoss {
             monitor: context.monitor,
             noticed: Arc::clone(&noticed),
@@ -271,6 +319,7 @@ impl BackupSide {
             term,
             start,
             counts: Arc::default(),
+            monitor,
             noticed,
         })
     }
@@ -289,6 +338,7 @@ impl BackupSide {
             stop: self.stop.clone(),
             applied: self.start,
             counts: Arc::clone(&self.counts),
+            monitor: Arc::clone(&self.monitor),
         }
     }
 
@@ -363,6 +413,7 @@ pub struct PairSource {
     stop: Stop,
     applied: LogOffset,
     counts: Arc<Counts>,
+    monitor: Arc<Monitor>,
 }
 
 /// What the status wants to know of a replay.
@@ -393,5 +444,14 @@ impl LogSource for PairSource {
         self.applied = self.applied.next();
         self.counts.applied.store(self.applied.get(), Ordering::Relaxed);
         self.link.executed(self.applied, position);
+    }
+
+    fn diverged(&mut self, at: Position, what: &str, hashes: &[u64]) {
+        self.monitor.diverged(at, what);
+        self.link.diverged(at, what, hashes);
+    }
+
+    fn healed(&mut self) {
+        self.link.healed();
     }
 }

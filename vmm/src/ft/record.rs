@@ -4,11 +4,13 @@
 //! gathers what the device processes staged, hands it to the log in one piece, injects it by the same function that a
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
+mod heal;
 mod stall;
 
 use super::batch::Batch;
 use super::clock::HostClock;
 use super::delta::{DeltaCounts, DeltaMaker, MakeError};
+use super::digest::Digester;
 use super::inject::InjectError;
 use super::lateness::Lateness;
 use super::port::{DevicePort, follow_driver};
@@ -16,8 +18,10 @@ use super::wait::{self, Waker};
 use crate::console::Typed;
 use crate::errand::Errands;
 use crate::machine::{Exit, IdleLimit, Kick, Machine};
+use crate::state::dirty::Page;
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
+use lockstep_protocol::divergence::Patient;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
@@ -50,6 +54,24 @@ pub trait LogSink: Send {
     /// Whether somebody executes the log: a guest that is stopped in the middle of a run then needs a delta.
     fn has_backup(&self) -> bool {
         true
+    }
+
+    /// Whether the backup has diverged and said all that is needed to heal it.
+    fn wants_heal(&self) -> bool {
+        false
+    }
+
+    /// That backup; given once.
+    fn poll_heal(&mut self) -> Option<Patient> {
+        None
+    }
+
+    /// Appends the delta that heals it, without waiting for room: nothing is acked before it is there.
+    ///
+    /// # Errors
+    /// When the backup is lost.
+    fn treat(&mut self, position: Position, delta: &[Input<&[u8]>]) -> Result<(), PeerLost> {
+        self.append(position, delta).map(drop)
     }
 
     /// The log offset after the last record.
@@ -90,6 +112,9 @@ pub struct Recorder {
     sent_at: GuestTime,
     deltas: DeltaMaker,
     counts: DeltaCounts,
+    digester: Digester,
+    /// When the backup was last given something to compare.
+    compared_at: Instant,
     /// Before this, time alone is no reason for a delta.
     next_stall: Instant,
 }
@@ -111,6 +136,8 @@ impl Recorder {
             sent_at: GuestTime::ZERO,
             deltas: DeltaMaker::default(),
             counts: DeltaCounts::default(),
+            digester: Digester::default(),
+            compared_at: Instant::now(),
             next_stall: Instant::now(),
         }
     }
@@ -201,7 +228,8 @@ impl Recorder {
     /// When the backup is lost, or the machine refuses an input.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
         follow_driver(&mut self.ports, machine, exit);
-        self.follow_writes(machine)?;
+        let written = self.follow_writes(machine)?;
+        let digest = self.digest(machine, exit, written.as_deref())?;
         self.batch.begin();
         let deadline = exit
             .idle
@@ -217,9 +245,9 @@ impl Recorder {
             let now = self.clock.now();
             self.lateness.opened(now, self.batch.wakes_guest());
             let mark = exit.kick.is_some() || exit.end.is_some();
-            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
+            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline) || digest.is_some();
             if tick || mark {
-                let start = self.enter_batch(machine, mark, tick.then_some(now))?;
+                let start = self.enter_batch(machine, mark, digest.as_deref(), tick.then_some(now))?;
                 if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
@@ -242,9 +270,9 @@ impl Recorder {
     }
 
     /// A delta needs to know what was written since a window in which the backup had the same machine.
-    fn follow_writes(&mut self, machine: &Machine) -> Result<(), WindowError> {
+    fn follow_writes(&mut self, machine: &Machine) -> Result<Option<Vec<Page>>, WindowError> {
         if !self.sink.has_backup() {
-            return Ok(());
+            return Ok(None);
         }
         let followed = self.deltas.follow(machine);
         followed.map_err(|error| WindowError::Delta(error.into()))
@@ -295,7 +323,9 @@ impl Recorder {
 
     /// Whether the run loop is wanted for something that needs no input.
     fn is_wanted(&self) -> bool {
-        self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
+        self.sink.wants_heal()
+            || self.attention.is_wanted()
+            || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }
 
     fn deadline(&mut self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
@@ -308,13 +338,18 @@ impl Recorder {
         &mut self,
         machine: &mut Machine,
         mark: bool,
+        digest: Option<&[u8]>,
         tick: Option<GuestTime>,
     ) -> Result<LogOffset, WindowError> {
         for port in &mut self.ports {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
+        let mut inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
+        if let Some(bytes) = digest {
+            // Behind the mark, which outputs need (I4), and before anything enters.
+            inputs.insert(usize::from(mark), Input::Digest { bytes });
+        }
         let entered = self.enter(machine, &inputs);
         drop(inputs);
         self.batch = batch;

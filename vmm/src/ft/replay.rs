@@ -5,13 +5,15 @@
 //! device processes but what a mirrored disk has to do as well (`mirror.rs`), and reads no clock.
 
 use super::delta::{self, DeltaCounts};
+use super::digest::{self, Difference};
+use super::flip::Flip;
 use super::inject::InjectError;
 use super::mirror::{Mirror, MirrorError};
 use super::port::{DevicePort, follow_driver};
 use crate::machine::{Exit, Machine};
 use bytes::Bytes;
 use lockstep_protocol::ids::Position;
-use lockstep_protocol::record::Record;
+use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::replay::{Admitted, Follower, Misplaced};
 
 /// Where the records of a backup come from.
@@ -21,6 +23,13 @@ pub trait LogSource: Send {
 
     /// The machine executed the last delivered record and stands at `position`.
     fn executed(&mut self, position: Position);
+
+    /// The machine is not the primary's any more: `what` was found at `at`, and `hashes` are those of its pages. Nothing is
+    /// acked or claimed from here on.
+    fn diverged(&mut self, at: Position, what: &str, hashes: &[u64]);
+
+    /// A delta made it the primary's again.
+    fn healed(&mut self);
 }
 
 /// Where a window ended.
@@ -66,6 +75,23 @@ pub enum Diverged {
         #[source]
         source: InjectError,
     },
+    /// A digest is not that of this machine.
+    #[error("At position {at} {found}")]
+    Differs {
+        /// Where the machine is.
+        at: Position,
+        /// How it differs.
+        found: Difference,
+    },
+    /// The guest ended, that of the primary did not.
+    #[error("The guest ended at position {0}, that of the primary did not")]
+    Ended(Position),
+    /// The guest makes no exit, that of the primary did.
+    #[error("The guest makes no exit after position {0}, that of the primary did")]
+    Stuck(Position),
+    /// KVM cannot run it any more.
+    #[error("KVM cannot run the guest on from position {0}")]
+    Broken(Position),
 }
 
 /// Injects the log into a backup's machine.
@@ -75,6 +101,9 @@ pub struct Replayer {
     mirror: Option<Mirror>,
     follower: Follower,
     counts: DeltaCounts,
+    /// A mark entered in the open window: the primary's guest called for an output or ended in it.
+    marked: bool,
+    flip: Option<Flip>,
 }
 
 impl Replayer {
@@ -88,7 +117,22 @@ impl Replayer {
             ports,
             follower: Follower::new(delta::bytes_max(memory_bytes)),
             counts: DeltaCounts::default(),
+            marked: false,
+            flip: None,
         }
+    }
+
+    /// For tests: a bit of the machine flips when so many records have entered.
+    #[must_use]
+    pub fn with_flip(mut self, flip: Option<Flip>) -> Self {
+        self.flip = flip;
+        self
+    }
+
+    /// Whether the machine is known not to be the primary's.
+    #[must_use]
+    pub fn is_astray(&self) -> bool {
+        self.follower.is_astray()
     }
 
     /// The device processes.
@@ -127,34 +171,54 @@ impl Replayer {
     /// When a record cannot belong to this machine, or the own disk image is not the primary's any more.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
-        let at = machine.position();
-        let called = exit.kick.is_some() || exit.end.is_some();
+        self.marked = false;
         loop {
+            let at = machine.position();
+            let called = exit.kick.is_some() || exit.end.is_some();
             let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
             };
-            match self
-                .follower
-                .handle_record(record, at, called)
-                .map_err(Diverged::from)?
-            {
-                Admitted::Later => return Ok(Replayed::Closed),
-                Admitted::Kept => self.source.executed(at),
-                Admitted::Delta { pages, end } => {
-                    self.become_like_primary(machine, &pages, &end)?;
+            let closes = record.closes;
+            match self.follower.handle_record(record, at, called) {
+                Ok(Admitted::Later) if exit.end.is_some() => self.diverge(machine, &Diverged::Ended(at))?,
+                Ok(Admitted::Later) => return Ok(Replayed::Closed),
+                Ok(Admitted::Kept | Admitted::Dropped) => self.source.executed(at),
+                Ok(Admitted::Delta { pages, end, heals }) => {
+                    self.become_like_primary(machine, &pages, &end, heals)?;
                     // The exit is long over there.
                     *exit = Exit::default();
                 }
-                Admitted::Enters(record) => {
+                Ok(Admitted::Enters(record)) => {
                     self.enter(machine, &record)?;
                     // Something came, so the guest is awake. A host that goes live here runs on as the primary did.
                     exit.idle = None;
-                    if exit.end.is_some() && record.closes {
+                    if exit.end.is_some() && self.marked && closes {
                         return Ok(Replayed::Closed);
                     }
                 }
+                Err(misplaced) => {
+                    self.diverge(machine, &misplaced.into())?;
+                    self.source.executed(at);
+                }
             }
         }
+    }
+
+    /// The machine is not the primary's any more: it stays where it is until a delta heals it.
+    ///
+    /// # Errors
+    /// When no delta can: its disk image is no longer the primary's either, or it was being healed.
+    pub fn diverge(&mut self, machine: &Machine, why: &Diverged) -> Result<(), ReplayError> {
+        // What a diverged guest did to an image of its own is not known.
+        if self.mirror.is_some() || self.is_astray() {
+            return Err((*why).into());
+        }
+        let what = why.to_string();
+        tracing::error!(%what, "This host's copy of the VM has diverged; it protects nothing until it is healed");
+        let hashes = digest::census(machine.memory());
+        self.source.diverged(machine.position(), &what, &hashes);
+        self.follower.stray();
+        Ok(())
     }
 
     fn become_like_primary(
@@ -162,15 +226,21 @@ impl Replayer {
         machine: &mut Machine,
         pages: &[Bytes],
         end: &[u8],
+        heals: bool,
     ) -> Result<(), ReplayError> {
         let at = machine.position();
-        delta::apply(machine, pages, end).map_err(|error| ReplayError::Delta {
+        delta::apply(machine, pages, end, heals).map_err(|error| ReplayError::Delta {
             at,
             why: error.to_string(),
         })?;
         self.counts.deltas += 1;
         self.counts.bytes += (pages.iter().map(Bytes::len).sum::<usize>() + end.len()) as u64;
-        self.source.executed(at);
+        self.source.executed(machine.position());
+        if heals {
+            self.counts.heals += 1;
+            self.source.healed();
+            tracing::warn!(position = %machine.position(), "This host's copy of the VM is healed");
+        }
         Ok(())
     }
 
@@ -205,10 +275,29 @@ impl Replayer {
         if let Some((mirror, port)) = self.mirrored() {
             mirror.await_input(port, &input)?;
         }
-        machine
-            .inject(&input)
-            .map_err(|source| Diverged::Misfit { at, source })?;
+        self.marked |= matches!(input, Input::Mark);
+        let differs = match &input {
+            Input::Digest { bytes } => compare(machine, bytes),
+            input => machine
+                .inject(input)
+                .err()
+                .map(|source| Diverged::Misfit { at, source }),
+        };
+        if let Some(why) = differs {
+            self.diverge(machine, &why)?;
+        }
         self.source.executed(at);
+        if let Some(flip) = &mut self.flip {
+            flip.after_record(machine);
+        }
         Ok(())
+    }
+}
+
+fn compare(machine: &Machine, bytes: &[u8]) -> Option<Diverged> {
+    let at = machine.position();
+    match digest::check(machine, bytes) {
+        Ok(found) => found.map(|found| Diverged::Differs { at, found }),
+        Err(_) => Some(Diverged::Broken(at)),
     }
 }

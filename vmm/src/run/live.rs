@@ -171,6 +171,7 @@ impl Live {
         }
         self.note(host);
         if end.is_none() {
+            self.heal(host)?;
             self.see_to_errand(host);
             self.reprotect(host)?;
         }
@@ -189,9 +190,18 @@ impl Live {
             }
         }
         self.note(host);
+        self.heal(host)?;
         self.see_to_errand(host);
         self.reprotect(host)?;
         Ok(None)
+    }
+
+    /// A backup that has diverged is made equal again, or given up.
+    fn heal(&mut self, host: &mut Host) -> anyhow::Result<()> {
+        match self.recorder.heal(&mut host.machine) {
+            Ok(()) => Ok(()),
+            Err(error) => self.survive(host, error),
+        }
     }
 
     fn note(&self, host: &mut Host) {

@@ -6,11 +6,12 @@ use super::{Ended, Host, start};
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
-use crate::ft::replay::{ReplayError, Replayed, Replayer};
+use crate::ft::replay::{Diverged, ReplayError, Replayed, Replayer};
 use crate::ft::takeover::{Settled, settle};
-use crate::machine::{End, Exit};
+use crate::machine::{Advance, End, Exit, StepError};
 use crate::monitor::{Monitor, unix_ns};
 use crate::status::{Role, Takeover, What};
+use crate::vcpu::Watchdog;
 use anyhow::{Context, bail};
 use lockstep_protocol::ids::{Position, Term};
 use lockstep_protocol::message;
@@ -19,6 +20,11 @@ use lockstep_protocol::takeover::{Deed, Takeover as TakeoverMachine};
 use lockstep_protocol::time::Instant as Moment;
 use lockstep_staging::gate::boottime;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A run that the primary's guest made in some milliseconds at most, with deltas between them, takes no longer than this on
+/// any host.
+const RUN_MAX: Duration = Duration::from_secs(10);
 
 /// Waits for the primary and follows it.
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
@@ -31,7 +37,8 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
     host.stop.heed();
-    let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
+    let replayer =
+        Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes()).with_flip(host.flip_bit);
     Shadow { replayer, pair }.run(host)
 }
 
@@ -45,6 +52,9 @@ impl Shadow {
     /// Follows the log from the window that is open now: before the first instruction, or where the machine was copied.
     pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
         let mut exit = Exit::default();
+        let pulse = Arc::clone(host.machine.pulse());
+        let watchdog =
+            Watchdog::start(pulse, RUN_MAX).context("Cannot watch for a guest that makes no exits")?;
         loop {
             // Before the window: a delta in it brings chips whose words the primary has printed.
             host.observe();
@@ -53,7 +63,10 @@ impl Shadow {
                 Ok(Replayed::LogEnds) if host.stop.is_asked() => {
                     return Ok(self.leave(host, Parting::Stopped));
                 }
-                Ok(Replayed::LogEnds) => return self.take_over(host, exit),
+                Ok(Replayed::LogEnds) => {
+                    drop(watchdog);
+                    return self.take_over(host, exit);
+                }
                 Ok(Replayed::Closed) => {}
                 Err(why) => return Err(self.give_up(host, why)),
             }
@@ -62,8 +75,31 @@ impl Shadow {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
-            exit = host.machine.step()?;
+            exit = self.advance(host)?;
         }
+    }
+
+    /// Runs to the next exit, which the primary's guest is known to have made. One that does not come there has diverged.
+    fn advance(&mut self, host: &mut Host) -> anyhow::Result<Exit> {
+        let begun = Instant::now();
+        let at = host.machine.position();
+        let why = loop {
+            match host.machine.advance() {
+                Ok(Advance::Exit(exit)) => return Ok(exit),
+                Ok(Advance::Stalled) if begun.elapsed() < RUN_MAX => {}
+                Ok(Advance::Stalled) => break Diverged::Stuck(at),
+                Err(StepError::Vcpu(error)) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "KVM cannot run the guest"
+                    );
+                    break Diverged::Broken(at);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.replayer.diverge(&host.machine, &why)?;
+        Ok(Exit::default())
     }
 
     fn leave(self, host: &Host, why: Parting) -> Ended {
@@ -94,6 +130,14 @@ impl Shadow {
         let Self { mut replayer, pair } = self;
         // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
         replayer.settle()?;
+        if replayer.is_astray() {
+            host.monitor.note(What::Halted);
+            host.monitor.set_role(Role::Halted, pair.term());
+            bail!(
+                "The primary is lost, and this host's copy of the VM had diverged and was not healed, so this host does not \
+                 go on with it; start the VM again with `lockstep run` on both hosts"
+            );
+        }
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);

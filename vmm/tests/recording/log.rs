@@ -67,6 +67,12 @@ impl LogSource for Given {
     }
 
     fn executed(&mut self, _: Position) {}
+
+    fn diverged(&mut self, _: Position, what: &str, _: &[u64]) {
+        println!("{what}");
+    }
+
+    fn healed(&mut self) {}
 }
 
 /// The records in `log`, which is whole.

@@ -408,7 +408,7 @@ impl Pair {
                 host.vm.step();
                 return true;
             }
-            Ok(Admitted::Kept | Admitted::Delta { .. }) => {
+            Ok(Admitted::Kept | Admitted::Delta { .. } | Admitted::Dropped) => {
                 self.accuse("A delta comes that nobody made");
                 return true;
             }

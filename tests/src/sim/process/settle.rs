@@ -215,6 +215,9 @@ impl Process {
         if survivor.why == PeerLost::Left(Parting::PowerOff) {
             return self.end(env, "the guest switched its machine off");
         }
+        if survivor.following.follower.is_astray() {
+            return self.end(env, "its copy of the VM had diverged");
+        }
         if self.guest.position() == Position::ZERO {
             return self.end(env, "the primary left before it powered the VM on");
         }

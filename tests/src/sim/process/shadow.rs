@@ -1,6 +1,6 @@
 //! The vCPU of a backup: what the primary executed is executed here, as `vmm/src/ft/replay.rs` and `shadow.rs` do it.
 
-use lockstep_protocol::record::Record;
+use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::replay::Admitted;
 
 use super::driver::Lost;
@@ -105,27 +105,42 @@ impl Process {
         let (mut exit, mut ends) = (exit, false);
         match following.follower.handle_record(record, at, called) {
             // The primary has left this window for certain: the guest runs on.
+            Ok(Admitted::Later) if exit.end => return self.diverge(env, following, &"its guest ended"),
             Ok(Admitted::Later) => return Replay::More,
             Ok(Admitted::Kept) => {}
-            Ok(Admitted::Delta { pages, end }) => {
-                if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end)) {
+            Ok(Admitted::Dropped) => {}
+            Ok(Admitted::Delta { pages, end, heals }) => {
+                if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end), heals) {
                     env.accuse("I15", self.desk.host, &sentence);
                     return Replay::Diverged;
                 }
                 env.oracle.tally.deltas += 1;
+                if heals {
+                    self.healed(env);
+                }
                 exit = Exit::default();
             }
             Ok(Admitted::Enters(record)) => {
-                if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
-                    env.accuse("I2", self.desk.host, &misfit);
-                    return Replay::Diverged;
+                let outcome = match &record.input {
+                    Input::Digest { bytes } if bytes[..] != self.guest.fingerprint().to_le_bytes() => {
+                        self.diverge(env, following, &"its digest is another one")
+                    }
+                    input => match self.guest.enter(&input.borrowed()) {
+                        Ok(()) => Replay::More,
+                        Err(misfit) => self.diverge(env, following, &misfit),
+                    },
+                };
+                if outcome != Replay::More {
+                    return outcome;
                 }
                 exit.idle = None;
                 ends = exit.end && record.closes;
             }
             Err(misplaced) => {
-                env.accuse("I3", self.desk.host, &misplaced);
-                return Replay::Diverged;
+                let outcome = self.diverge(env, following, &misplaced);
+                if outcome != Replay::More {
+                    return outcome;
+                }
             }
         }
         following.applied = following.applied.next();
@@ -136,7 +151,50 @@ impl Process {
             return Replay::Ends;
         }
         self.window = Some(exit);
+        if !following.follower.is_astray() && env.dice.chance(env.plan.flips) {
+            env.tell(self.desk.host, || "has a bit flipped in its guest".into());
+            self.guest.wander(env.dice.any());
+            self.flipped = true;
+        }
         Replay::More
+    }
+
+    /// The guest is not the primary's any more. Only a bit that flipped may have made it so.
+    fn diverge(&mut self, env: &mut Env, following: &mut Following, why: &dyn std::fmt::Display) -> Replay {
+        if !self.flipped || following.follower.is_astray() {
+            env.accuse("I3", self.desk.host, &why);
+            return Replay::Diverged;
+        }
+        env.tell(self.desk.host, || format!("has diverged: {why}"));
+        following.follower.stray();
+        let at = self.guest.position();
+        match (&mut self.pair, &mut self.part) {
+            (Pair::Backup(end), _) => end.diverge(at, &[self.guest.fingerprint()]),
+            (_, Part::Settling(settling)) => {
+                if let Claimant::Backup(survivor) = &mut settling.claimant {
+                    survivor.takeover.handle_diverged();
+                }
+            }
+            _ => {}
+        }
+        self.ring(env, Actor::Driver);
+        Replay::More
+    }
+
+    fn healed(&mut self, env: &mut Env) {
+        self.flipped = false;
+        env.oracle.tally.healed += 1;
+        env.tell(self.desk.host, || "is healed".into());
+        match (&mut self.pair, &mut self.part) {
+            (Pair::Backup(end), _) => end.heal(),
+            (_, Part::Settling(settling)) => {
+                if let Claimant::Backup(survivor) = &mut settling.claimant {
+                    survivor.takeover.handle_healed();
+                }
+            }
+            _ => {}
+        }
+        self.ring(env, Actor::Driver);
     }
 
     fn next_record(&mut self) -> Option<Record> {

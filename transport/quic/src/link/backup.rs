@@ -107,6 +107,33 @@ impl BackupLink {
         }
     }
 
+    /// Our VM is not the primary's any more: the primary hears of it, and nothing is acked or claimed until `healed`.
+    /// False when the primary is lost already, so that nobody can heal it.
+    pub fn diverged(&self, position: Position, what: &str, hashes: &[u64]) -> bool {
+        match &mut *self.shared.lock() {
+            Intake::Session { backup, .. } => {
+                backup.diverge(position, what, hashes);
+                self.shared.news.ring();
+                true
+            }
+            Intake::Over { takeover, .. } => {
+                takeover.handle_diverged();
+                false
+            }
+            Intake::HandedOver => false,
+        }
+    }
+
+    /// A delta made our VM the primary's again.
+    pub fn healed(&self) {
+        match &mut *self.shared.lock() {
+            Intake::Session { backup, .. } => backup.heal(),
+            Intake::Over { takeover, .. } => takeover.handle_healed(),
+            Intake::HandedOver => {}
+        }
+        self.shared.news.ring();
+    }
+
     /// Every record before this was received.
     pub fn received(&self) -> LogOffset {
         match &*self.shared.lock() {

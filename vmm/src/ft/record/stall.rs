@@ -47,7 +47,7 @@ impl Recorder {
         if self.sink.has_backup() {
             self.send_delta(machine, now)?;
         } else {
-            self.enter_batch(machine, false, Some(now))?;
+            self.enter_batch(machine, false, None, Some(now))?;
         }
         self.next_stall = Instant::now() + begun.elapsed() * RUN_SHARE;
         self.lateness.closed(self.clock.now());

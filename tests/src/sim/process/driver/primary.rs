@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use lockstep_protocol::ids::LogOffset;
+use lockstep_protocol::message::Message;
 use lockstep_protocol::primary::Primary;
 use lockstep_protocol::session::PeerLost;
 use lockstep_protocol::time::Instant;
@@ -119,6 +120,17 @@ impl PrimaryEnd {
                     self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
             },
+            Word::Sick(message) => {
+                let heard = match message {
+                    Message::Diverged(found) => self.machine.handle_diverged(now, found),
+                    Message::Census(census) => self.machine.handle_census(now, census),
+                    _ => Ok(()),
+                };
+                if let Err(fault) = heard {
+                    env.accuse("I16", desk.host, &fault);
+                    self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
+                }
+            }
             Word::Read(bytes) => {
                 self.unread = self.unread.saturating_sub(*bytes);
                 self.rung = true;
