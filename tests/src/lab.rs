@@ -5,8 +5,9 @@
 //! on any host. Killing the QEMU is a power cut. The test machine itself is the outside: clients and arbiter.
 //!
 //! Read in this order: this file (what `cargo xtask lab` does), [`scenario`] (the stories), [`world`] (hosts, disk,
-//! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`]
-//! and [`guest_image`] (what is booted), [`room`] (why nothing is left when a lab ends).
+//! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`],
+//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`readme`]
+//! (a guest that README makes), [`room`] (why nothing is left when a lab ends).
 
 pub mod agent;
 pub mod config;
@@ -14,13 +15,18 @@ pub mod guest_image;
 pub mod host;
 pub mod host_image;
 pub mod packages;
+pub mod pgbench;
+pub mod postgres_image;
+pub mod readme;
 pub mod report;
 pub mod room;
 pub mod scenario;
+pub mod stock;
 pub mod tree;
 pub mod wires;
 pub mod world;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -29,10 +35,12 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
 use self::config::{Disks, Guest};
+use self::host_image::State;
 use self::report::Report;
 use self::room::Folder;
 use self::scenario::{Order, cut, failover, idle, power, replay, wan};
 use self::world::Setting;
+use crate::qemu::packages::Kernel;
 use crate::qemu::suite::target;
 
 /// Arguments of `cargo xtask lab`.
@@ -45,7 +53,7 @@ pub struct LabArgs {
     #[arg(long, value_enum, default_value_t = Guest::Debian)]
     pub guest: Guest,
     /// Whose the guest's disk is
-    #[arg(long, value_enum, default_value_t = Disks::Shared)]
+    #[arg(long, value_enum, default_value_t = Disks::Mirror)]
     pub disk: Disks,
     /// How often, where a story can be told often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -88,6 +96,8 @@ pub enum Name {
     Replay,
     /// The guest switches itself off, restarts, and is taken over in its second life
     Power,
+    /// README's way to a protected Debian VM, typed as it stands there
+    Readme,
 }
 
 /// Runs the lab. It fails with a sentence where something is missing; it never skips anything.
@@ -97,13 +107,24 @@ pub fn run(args: &LabArgs) -> anyhow::Result<()> {
         return play(args);
     }
     if args.install {
-        packages::install()?;
+        packages::install(needs(args))?;
     }
-    packages::check()?;
+    packages::check(needs(args))?;
+    if args.name == Name::Readme {
+        // There is no way to Debian's mirrors from within the room.
+        readme::make_guest()?;
+    }
     if args.programs.is_none() {
         build(args)?;
     }
     match room::enter()? {}
+}
+
+fn needs(args: &LabArgs) -> packages::Needs {
+    packages::Needs {
+        postgres: args.guest == Guest::Postgres,
+        debootstrap: args.name == Name::Readme,
+    }
 }
 
 fn play(args: &LabArgs) -> anyhow::Result<()> {
@@ -124,6 +145,7 @@ fn play(args: &LabArgs) -> anyhow::Result<()> {
         Name::Idle => idle::play(&order),
         Name::Replay => replay::play(&order),
         Name::Power => power::play(&order),
+        Name::Readme => scenario::readme::play(&order),
     };
     let right = played.as_ref().is_ok_and(|report| report.failures().is_empty());
     let kept = match &args.keep {
@@ -154,29 +176,65 @@ fn tell(args: &LabArgs, report: &Report) -> anyhow::Result<()> {
 fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
     let kernel = packages::kernel()?;
     let programs = args.programs.clone().unwrap_or_else(|| target().join("release"));
-    let guest = match args.guest {
-        Guest::Micro => None,
-        Guest::Debian => Some(guest_image::build(&folder.join("guest-image"), &kernel)?),
-    };
     let examples = match args.name {
         Name::Replay => vec![programs.join("examples").join(replay::EXAMPLE)],
         _ => Vec::new(),
     };
-    let parts = host_image::Parts {
-        kernel: &kernel,
-        programs: &programs,
-        examples: &examples,
-        guest: guest.as_deref(),
+    let image = |state| {
+        let parts = host_image::Parts {
+            kernel: &kernel,
+            programs: &programs,
+            examples: &examples,
+            state,
+        };
+        host_image::build(&folder.join("host-image"), &parts)
     };
-    let image = host_image::build(&folder.join("host-image"), &parts)?;
+    if args.name == Name::Readme {
+        let made = readme::make_guest()?;
+        return Ok(Setting {
+            guest: Guest::Debian,
+            disks: Disks::Shared,
+            image: image(State::Bare { boot: &made.boot })?,
+            initramfs: None,
+            disk: made.disk,
+            kernel,
+            programs,
+            folder: folder.into(),
+        });
+    }
+    let disk = folder.join("guest.raw");
+    let initramfs = make_guest(args.guest, &folder.join("guest-image"), &disk, &kernel)?;
     Ok(Setting {
         guest: args.guest,
         disks: args.disk,
+        image: image(State::Wired {
+            guest: initramfs.as_deref(),
+        })?,
+        initramfs,
+        disk,
         kernel,
-        image,
         programs,
         folder: folder.into(),
     })
+}
+
+/// Makes a guest's disk, and the file system that it starts from if it has one.
+fn make_guest(guest: Guest, folder: &Path, disk: &Path, kernel: &Kernel) -> anyhow::Result<Option<PathBuf>> {
+    match guest {
+        Guest::Micro => {
+            File::create(disk)?.set_len(MICRO_DISK_BYTES)?;
+            Ok(None)
+        }
+        Guest::Debian => {
+            guest_image::make_disk(disk)?;
+            guest_image::build(folder, kernel).map(Some)
+        }
+        Guest::Postgres => {
+            let initramfs = postgres_image::build(folder, kernel)?;
+            postgres_image::make_disk(disk, &initramfs, kernel)?;
+            Ok(Some(initramfs))
+        }
+    }
 }
 
 fn build(args: &LabArgs) -> anyhow::Result<()> {
@@ -205,4 +263,5 @@ fn limit(args: &LabArgs) -> Duration {
     LIMIT * worlds
 }
 
+const MICRO_DISK_BYTES: u64 = 64 << 20;
 const LIMIT: Duration = Duration::from_secs(600);

@@ -3,10 +3,13 @@
 
 pub mod demo;
 pub mod everyday;
+pub mod faults;
+pub mod fuzz;
 pub mod kill_points;
 pub mod lab;
 pub mod mutants;
 pub mod network;
+pub mod nightly;
 pub mod pair;
 pub mod programs;
 pub mod qemu;

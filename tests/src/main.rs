@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::{everyday, kill_points, lab, mutants, qemu, seeds, sim};
+use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, nightly, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
 #[derive(Debug, Parser)]
@@ -54,6 +54,21 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Feed what peers, guests, device processes and files could say to libFuzzer
+    Fuzz {
+        /// Only the targets with this in their name
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// How long each of them runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// How many run side by side
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
     /// Explore every order in which few things can happen to a pair with a short log
     Model {
         /// More of everything: some minutes
@@ -68,6 +83,15 @@ enum Task {
         /// Only the bugs with this in their name
         #[arg(long, value_name = "WORD", default_value = "")]
         only: String,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run simulator, model, planted bugs and fuzzer in turn for as long as there is time
+    Nightly {
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 480)]
+        minutes: u64,
         /// Print one JSON object as the last line
         #[arg(long)]
         json: bool,
@@ -87,6 +111,18 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Let one fault after the other strike real programs; what clients saw must be one server's doing
+    Faults {
+        /// How many faults
+        #[arg(long, value_name = "N", default_value_t = 500)]
+        faults: u32,
+        /// What happens, and when; a life that went wrong is told again by its own seed
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Print one JSON object as the last line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -99,6 +135,13 @@ fn main() -> ExitCode {
         Task::Sim {
             seeds, from, json, ..
         } => sim::suite::run(from, seeds, json),
+        Task::Fuzz {
+            only,
+            seconds,
+            jobs,
+            json,
+        } => fuzz::suite::run(&only, seconds, jobs, json),
+        Task::Nightly { minutes, json } => nightly::run(minutes, json),
         Task::Model { deep, json } => sim::suite::model(deep, json),
         Task::MutantsProtocol { only, json } => mutants::run(&only, json),
         Task::KillPoints {
@@ -107,6 +150,7 @@ fn main() -> ExitCode {
             disk,
             json,
         } => kill_points::run(points, seed, disk, json),
+        Task::Faults { faults, seed, json } => faults::run(faults, seed, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

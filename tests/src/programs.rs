@@ -13,9 +13,6 @@ use crate::qemu::suite::target;
 /// Every program of the product.
 pub const ALL: [&str; 4] = ["lockstep", "lockstep-arbiter", "vhost-net-ft", "vhost-blk-ft"];
 
-/// The packages that they are in.
-const PACKAGES: [&str; 4] = ["lockstep", "lockstep-arbiter", "vhost-net-ft", "vhost-blk-ft"];
-
 /// The path of a program, checked to be there and up to date.
 pub fn find(name: &str) -> anyhow::Result<PathBuf> {
     let dir = folder()?;
@@ -25,13 +22,12 @@ pub fn find(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dir.join(name))
 }
 
-/// Builds all programs as they are released and returns the path of one. Suites that measure use these.
+/// Builds all programs as they are released and returns the path of one. Suites that measure use these. The whole
+/// workspace is named because a part of it would be built with other features, and so all over again.
 pub fn release(name: &str) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--release"])
-        .args(packages)
+        .args(["build", "--quiet", "--release", "--workspace"])
         .status()
         .context("Cannot run cargo")?;
     ensure!(built.success(), "The programs do not build");

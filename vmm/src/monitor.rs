@@ -5,12 +5,13 @@
 
 use crate::ft::delta::DeltaCounts;
 use crate::ft::lateness::Lateness;
+use crate::ft::port::Liveness;
 use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
 use crate::transfer::progress::Progress;
 use lockstep_protocol::ids::{GuestTime, Position, Term};
 use lockstep_protocol::session::PeerLost;
 use lockstep_staging::gate::{GateWriter, boottime};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -46,7 +47,7 @@ pub struct DeviceProbe {
     /// Its gate, which counts outputs.
     pub gate: GateWriter,
     /// Cleared when the process is not used any more.
-    pub alive: Arc<AtomicBool>,
+    pub alive: Liveness,
     /// Its process id, where this node started it.
     pub pid: Option<u32>,
 }
@@ -276,7 +277,7 @@ pub fn unix_ns() -> u64 {
 fn describe(probe: &DeviceProbe) -> Device {
     Device {
         kind: probe.kind.into(),
-        alive: probe.alive.load(Ordering::Relaxed),
+        alive: probe.alive.is_given(),
         pid: probe.pid,
     }
 }

@@ -23,6 +23,7 @@ use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
 use crate::ft::wait::Waker;
+use crate::ft::watch;
 use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 use crate::machine::{self, End, Machine, MachineSpec};
 use crate::monitor::{DeviceProbe, Monitor};
@@ -82,7 +83,17 @@ enum Ended {
     Guest(End),
     /// Somebody asked this process to stop.
     Stopped,
+    /// This host has lost a device process, and the other one goes on.
+    DeviceLost(DeviceKind),
 }
+
+/// Why a host leaves its pair although it could execute the guest.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "The process of this host's {0} is gone, so the other host goes on without this one; its own message says why; make \
+     this host a backup again with `lockstep standby`"
+)]
+struct DeviceLost(DeviceKind);
 
 /// What every role needs.
 struct Host {
@@ -132,6 +143,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
             anyhow::bail!("The guest halted with interrupts off; nothing will ever wake it")
         }
         Ended::Guest(End::Panic) => anyhow::bail!("The guest panicked; its console says why"),
+        Ended::DeviceLost(kind) => Err(DeviceLost(kind).into()),
         Ended::Guest(End::Fault { rip }) => anyhow::bail!("The guest faulted at {rip:#x} and cannot go on"),
     }
 }
@@ -169,6 +181,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
             .map(|(process, port)| probe(process, port))
             .collect(),
     );
+    watch::watch(&ports, &waker).context("Cannot watch the device processes")?;
     let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
     let spec = MachineSpec {
         memory_mib: u64::from(config.vm.memory_mib),

@@ -8,6 +8,7 @@
 //! [`Machine::capture`]: crate::machine::Machine::capture
 //! [`Machine::restore`]: crate::machine::Machine::restore
 
+pub(crate) mod bounds;
 pub mod dirty;
 pub mod snapshot;
 

@@ -1,5 +1,6 @@
 //! The configuration files of the lab's pair, as text. Nothing here touches a file.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -14,6 +15,8 @@ pub enum Guest {
     Micro,
     /// Debian's kernel and redis-server, on an ext4 disk
     Debian,
+    /// The same with PostgreSQL instead, for stories in which a host dies or the wire is cut
+    Postgres,
 }
 
 impl Guest {
@@ -22,6 +25,7 @@ impl Guest {
         match self {
             Self::Micro => "micro",
             Self::Debian => "debian",
+            Self::Postgres => "postgres",
         }
     }
 
@@ -29,8 +33,25 @@ impl Guest {
     pub fn boot_time(self) -> Duration {
         Duration::from_secs(match self {
             Self::Micro => 60,
-            Self::Debian => 300,
+            Self::Debian | Self::Postgres => 300,
         })
+    }
+
+    /// Its server, as the outside sees it.
+    pub fn server(self) -> SocketAddr {
+        match self {
+            Self::Micro | Self::Debian => GUEST,
+            Self::Postgres => SocketAddr::new(GUEST.ip(), POSTGRES_PORT),
+        }
+    }
+
+    /// Room for Debian's kernel, its initramfs twice, and the server.
+    pub fn memory_mib(self) -> u32 {
+        match self {
+            Self::Micro => 64,
+            Self::Debian => 192,
+            Self::Postgres => 256,
+        }
     }
 }
 
@@ -72,6 +93,8 @@ pub const TIMING: Timing = Timing {
     lease_ms: 800,
 };
 
+const POSTGRES_PORT: u16 = 5432;
+
 /// The configuration of the pair.
 pub const PAIR: &str = "vm.toml";
 /// The same VM under another name: terms of an unprotected run are no business of the pair's.
@@ -84,15 +107,13 @@ pub fn run_dir(node: Node) -> String {
 
 /// What the guest is told at its boot.
 pub fn cmdline(guest: Guest) -> String {
-    let network = format!("ip={}/24 gw={OUTSIDE} port={}", GUEST.ip(), GUEST.port());
+    let server = guest.server();
+    let network = format!("ip={}/24 gw={OUTSIDE} port={}", server.ip(), server.port());
     match guest {
         Guest::Micro => network,
-        Guest::Debian => format!("console=ttyS0 quiet panic=-1 ipv6.disable=1 {network}"),
+        Guest::Debian | Guest::Postgres => format!("console=ttyS0 quiet panic=-1 ipv6.disable=1 {network}"),
     }
 }
-
-/// Room for Debian's kernel, its initramfs twice, and redis.
-pub const DEBIAN_MEMORY_MIB: u32 = 192;
 
 /// The configuration of a VM, the same on both hosts.
 pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
@@ -101,11 +122,13 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
         timeout_ms,
         lease_ms,
     } = TIMING;
-    let cmdline = cmdline(guest);
+    let (cmdline, memory_mib) = (cmdline(guest), guest.memory_mib());
     let vm = match guest {
-        Guest::Micro => format!("guest = \"micro\"\nmemory_mib = 64\ncmdline = \"{cmdline}\"\n"),
-        Guest::Debian => format!(
-            "console = \"stdio\"\nmemory_mib = {DEBIAN_MEMORY_MIB}\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
+        Guest::Micro => {
+            format!("guest = \"micro\"\nmemory_mib = {memory_mib}\ncmdline = \"{cmdline}\"\n")
+        }
+        Guest::Debian | Guest::Postgres => format!(
+            "console = \"stdio\"\nmemory_mib = {memory_mib}\nkernel = \"{GUEST_DIR}/vmlinuz\"\ninitrd = \"{GUEST_DIR}/initrd\"\n\
              cmdline = \"{cmdline}\"\n"
         ),
     };

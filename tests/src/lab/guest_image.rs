@@ -13,9 +13,9 @@ use crate::qemu::packages::Kernel;
 
 /// The folder on the disk that redis keeps its files in.
 pub const DATA: &str = "redis";
-const DISK_BYTES: u64 = 128 << 20;
+const DISK_BYTES: u64 = 64 << 20;
 /// Lockstep shows virtio-mmio; PCI is for looking at this guest under any other VMM.
-const MODULES: [&str; 4] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"];
+pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"];
 /// How redis is run, in the guest and on what is left of its disk.
 pub const REDIS: [&str; 8] = [
     "--appendonly",
@@ -38,11 +38,9 @@ pub fn build(folder: &Path, kernel: &Kernel) -> anyhow::Result<PathBuf> {
     tree.pack()
 }
 
-/// The guest's first process. `ip=ADDRESS/LENGTH` and `gw=ADDRESS` are read from the command line, as the micro guest
-/// reads them.
-fn script() -> String {
-    let work = static_work();
-    let redis = REDIS.map(|word| format!("'{word}'")).join(" ");
+/// What the first process of a Debian guest begins with: modules, network, and the disk on `/disk` if it is whole.
+/// `ip=ADDRESS/LENGTH` and `gw=ADDRESS` are read from the command line, as the micro guest reads them.
+pub fn prologue() -> String {
     format!(
         r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -57,7 +55,16 @@ ip addr add $(word ip) dev eth0 && ip link set eth0 up && ip route add default v
 fsck() {{ e2fsck -p /dev/vda; say fsck $?; }}
 grep -q {STATIC_WORD} /proc/cmdline || fsck
 mkdir -p /disk && mount -t ext4 /dev/vda /disk || say failed mount
-if grep -q {STATIC_WORD} /proc/cmdline; then
+"#
+    )
+}
+
+/// The guest's first process.
+fn script() -> String {
+    let (prologue, work) = (prologue(), static_work());
+    let redis = REDIS.map(|word| format!("'{word}'")).join(" ");
+    format!(
+        r#"{prologue}if grep -q {STATIC_WORD} /proc/cmdline; then
     {work}
     umount /disk; poweroff -f
 fi

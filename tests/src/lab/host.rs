@@ -144,9 +144,10 @@ impl Host {
     }
 }
 
-const MEMORY: &str = "1024";
+/// Twice what the largest guest has, and room for what the host itself is made of.
+const MEMORY: &str = "1536";
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on ipv6.disable=1 mitigations=off audit=0";
 /// Many times as long as a boot ever took, on a machine that does other things too.
 const BOOT_TIME: Duration = Duration::from_secs(120);
-const ORDER_TIME: Duration = Duration::from_secs(30);
+const ORDER_TIME: Duration = Duration::from_secs(60);

@@ -42,14 +42,30 @@ pub struct Parts<'a> {
     pub programs: &'a Path,
     /// More programs of ours, if the scenario runs them on a host.
     pub examples: &'a [PathBuf],
-    /// The file system that a guest starts from, if it is to have one.
-    pub guest: Option<&'a Path>,
+    /// What it is to be when it says that it is ready.
+    pub state: State<'a>,
+}
+
+/// What is on a host beside programs, and how far it is set up.
+#[derive(Debug)]
+pub enum State<'a> {
+    /// All wires are on their bridges. The guest may have a file system to start from.
+    Wired {
+        /// Where that lies.
+        guest: Option<&'a Path>,
+    },
+    /// As a new user has it who follows README: the pair's wire is `eth0` and has README's address, the guest's is `eth1`;
+    /// and there is a shell that understands all that README types.
+    Bare {
+        /// The folder with the guest's `vmlinuz` and `initrd`.
+        boot: &'a Path,
+    },
 }
 
 /// Builds the image in a folder of its own and says where it is.
 pub fn build(folder: &Path, parts: &Parts<'_>) -> anyhow::Result<PathBuf> {
     let tree = Tree::new(folder)?;
-    tree.script("init", &script())?;
+    tree.script("init", &script(&parts.state))?;
     tree.modules(parts.kernel, &MODULES)?;
     let within = PROGRAMS.trim_start_matches('/');
     for name in ["ip", "tc"] {
@@ -62,16 +78,31 @@ pub fn build(folder: &Path, parts: &Parts<'_>) -> anyhow::Result<PathBuf> {
         let name = example.file_name().context("An example is a file")?;
         tree.own_program(example, &format!("{within}/{}", name.to_string_lossy()))?;
     }
-    if let Some(guest) = parts.guest {
-        let within = GUEST.trim_start_matches('/');
-        tree.copy(&parts.kernel.image, &format!("{within}/vmlinuz"))?;
-        tree.copy(guest, &format!("{within}/initrd"))?;
+    match parts.state {
+        State::Wired { guest: None } => {}
+        State::Wired { guest: Some(guest) } => {
+            let within = GUEST.trim_start_matches('/');
+            tree.copy(&parts.kernel.image, &format!("{within}/vmlinuz"))?;
+            tree.copy(guest, &format!("{within}/initrd"))?;
+        }
+        State::Bare { boot } => {
+            let arbiter = "lockstep-arbiter";
+            tree.own_program(&parts.programs.join(arbiter), &format!("{within}/{arbiter}"))?;
+            for name in ["bash", "socat"] {
+                tree.program(&tool(name)?, &format!("{within}/{name}"))?;
+            }
+            tree.folder(boot, "etc/lockstep")?;
+        }
     }
     tree.pack()
 }
 
 /// The host's first process. The last byte of a hardware address says which wire it is on (`wires.rs`).
-fn script() -> String {
+fn script(state: &State<'_>) -> String {
+    let wires = match state {
+        State::Wired { .. } => wired(),
+        State::Bare { .. } => BARE.to_owned(),
+    };
     format!(
         r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -89,14 +120,29 @@ for link in /sys/class/net/eth*; do
         *:03) $ip link set ${{link##*/}} name manage;;
     esac || say failed name of $link
 done
-$ip addr add 10.78.0.$number/24 dev pair && $ip addr add 10.79.0.1$number/24 dev manage || say failed addresses
-$ip link add br0 type bridge && $ip tuntap add {TAP} mode tap vnet_hdr || say failed bridge
-$ip link set front master br0 && $ip link set {TAP} master br0 || say failed ports
-for link in lo pair front manage {TAP} br0; do $ip link set $link up || say failed link $link; done
-[ -c /dev/kvm ] || say failed kvm
+$ip addr add 10.79.0.1$number/24 dev manage || say failed address
+$ip link set lo up; $ip link set manage up
+{wires}[ -c /dev/kvm ] || say failed kvm
 mkdir -p /run/lockstep
 say ready now
 while true; do nc -ll -p {AGENT_PORT} -e /bin/sh; done
 "#
     )
 }
+
+/// What makes a host ready for a pair.
+fn wired() -> String {
+    format!(
+        r#"$ip addr add 10.78.0.$number/24 dev pair || say failed address
+$ip link add br0 type bridge && $ip tuntap add {TAP} mode tap vnet_hdr || say failed bridge
+$ip link set front master br0 && $ip link set {TAP} master br0 || say failed ports
+for link in pair front {TAP} br0; do $ip link set $link up || say failed link $link; done
+"#
+    )
+}
+
+/// What a new user's host is like.
+const BARE: &str = "$ip link set pair name eth0 && $ip link set front name eth1 || say failed names
+$ip addr add 192.0.2.$number/24 dev eth0 && $ip link set eth0 up || say failed address
+mkdir -p /etc/lockstep
+";

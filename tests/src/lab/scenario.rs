@@ -3,7 +3,9 @@
 pub mod cut;
 pub mod failover;
 pub mod idle;
+pub mod postgres;
 pub mod power;
+pub mod readme;
 pub mod replay;
 pub mod wan;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lockstep_demo::outside::{self, Losses, Memory, Outside, Seen};
+use serde_json::Value;
 
 use super::config::{Guest, TIMING};
 use super::guest_image::{self, REDIS};
@@ -75,7 +78,9 @@ struct Fault {
     /// Who lived in the end.
     survivor: Node,
     /// What it said of its takeover.
-    takeover: serde_json::Value,
+    takeover: Value,
+    /// The longest that an input waited for the guest to open a window there.
+    late: Duration,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
 }
@@ -96,6 +101,9 @@ fn survive(
     delay: Duration,
     fault: impl FnOnce(&mut World) -> anyhow::Result<()>,
 ) -> anyhow::Result<Fault> {
+    if order.setting.guest == Guest::Postgres {
+        return postgres::survive(world, order, seed, delay, fault);
+    }
     let outside = Outside::start(GUEST, order.clients, seed)?;
     let talked = until_acked(&outside, u64::from(order.clients));
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
@@ -111,13 +119,13 @@ fn survive(
     })?;
     let losses = memory.read_back(GUEST)?;
     let survivor = world.live()?;
-    let takeover = world.status(survivor)?["takeover"].clone();
+    let status = world.status(survivor)?;
     for node in NODES {
         world.host_mut(node).kill();
     }
     let on_disk = match order.setting.guest {
         Guest::Micro => None,
-        Guest::Debian => Some(look_at_disks(world, survivor, &memory)?),
+        Guest::Debian | Guest::Postgres => Some(look_at_disks(world, survivor, &memory)?),
     };
     Ok(Fault {
         acked_before: before.acked,
@@ -125,19 +133,31 @@ fn survive(
         seen: memory.seen(),
         losses,
         survivor,
-        takeover,
+        takeover: status["takeover"].clone(),
+        late: late(&status),
         on_disk,
     })
 }
 
-/// Checks the file systems, and starts a redis on what the guest left on the survivor's.
-fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Result<OnDisk> {
-    let mut fsck = Vec::new();
+/// What a status says of inputs that waited.
+fn late(status: &Value) -> Duration {
+    Duration::from_micros(status["longest_wait_us"].as_u64().unwrap_or_default())
+}
+
+/// What e2fsck says of every disk that there is.
+fn fsck(world: &World) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
     let mut disks = NODES.map(|node| world.disk(node)).to_vec();
     disks.dedup();
     for disk in &disks {
-        fsck.extend(guest_image::fsck(disk)?);
+        found.extend(guest_image::fsck(disk)?);
     }
+    Ok(found)
+}
+
+/// Checks the file systems, and starts a redis on what the guest left on the survivor's.
+fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Result<OnDisk> {
+    let fsck = fsck(world)?;
     guest_image::extract_data(&world.disk(survivor), world.folder())?;
     let address = SocketAddr::from(([127, 0, 0, 1], 6379));
     let mut redis = Command::new(tool("redis-server")?);
@@ -159,4 +179,4 @@ fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Resu
 
 /// For each connection, as many replies as it can have had in flight, and as many again.
 const MORE_REPLIES: u64 = 32;
-const REPLIES_TIME: Duration = Duration::from_secs(60);
+const REPLIES_TIME: Duration = Duration::from_secs(120);

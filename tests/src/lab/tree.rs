@@ -49,6 +49,25 @@ impl Tree {
         Ok(())
     }
 
+    /// A copy of everything in a folder; links are followed, and those that lead nowhere left out.
+    pub fn folder(&self, from: &Path, at: &str) -> anyhow::Result<()> {
+        let entries = fs::read_dir(from).with_context(|| format!("Cannot read {}", from.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let within = format!(
+                "{}/{}",
+                at.trim_end_matches('/'),
+                entry.file_name().to_string_lossy()
+            );
+            match fs::metadata(entry.path()) {
+                Ok(what) if what.is_dir() => self.folder(&entry.path(), &within)?,
+                Ok(_) => self.copy(&entry.path(), &within)?,
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A program and every shared library that it needs.
     pub fn program(&self, from: &Path, at: &str) -> anyhow::Result<()> {
         self.copy(from, at)?;
@@ -93,6 +112,24 @@ impl Tree {
         let archive = pack(&self.root, &self.folder)?;
         fs::remove_dir_all(&self.root)?;
         Ok(archive)
+    }
+
+    /// Makes an ext4 disk with the tree on it. The tree is gone then.
+    pub fn format(self, disk: &Path, bytes: u64) -> anyhow::Result<()> {
+        fs::File::create(disk)?.set_len(bytes)?;
+        let made = Command::new(tool("mkfs.ext4")?)
+            .args(["-q", "-F", "-L", "guest", "-d"])
+            .args([&self.root, disk])
+            .output()
+            .context("Cannot run mkfs.ext4")?;
+        if !made.status.success() {
+            bail!(
+                "mkfs.ext4 failed: {}",
+                String::from_utf8_lossy(&made.stderr).trim()
+            );
+        }
+        fs::remove_dir_all(&self.root)?;
+        Ok(())
     }
 
     /// Adds one module behind those that it depends on.

@@ -130,6 +130,11 @@ pub fn lay() -> anyhow::Result<()> {
     ip(&orders)
 }
 
+/// Gives the test machine one more address on a wire.
+pub fn call_outside(address: &str, wire: Wire) -> anyhow::Result<()> {
+    ip(&format!("addr add {address} dev {}\n", wire.name()))
+}
+
 /// Pulls a host's end of a cable out.
 pub fn unplug(wire: Wire, node: Node) -> anyhow::Result<()> {
     ip(&format!("link set {} down\n", wire.tap(node)))

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::agent;
 use super::config::{self, Disks, Guest};
-use super::guest_image;
 use super::host::{self, Host};
 use super::host_image::{CONSOLE_PORT, LOG_PORT, PROGRAMS};
-use super::wires::{GUEST, NODES, Node, Wire};
+use super::pgbench;
+use super::wires::{NODES, Node, Wire};
 use crate::qemu::packages::Kernel;
 use crate::qemu::processes::{Process, eventually};
 
@@ -31,6 +31,10 @@ pub struct Setting {
     pub kernel: Kernel,
     /// The image of the hosts.
     pub image: PathBuf,
+    /// The file system that the guest starts from, if it has one.
+    pub initramfs: Option<PathBuf>,
+    /// What the guest's disk is at first.
+    pub disk: PathBuf,
     /// The folder with our programs.
     pub programs: PathBuf,
     /// The lab's folder; each world has one in it.
@@ -53,7 +57,7 @@ pub struct World {
     guest: Guest,
     disks: Disks,
     folder: PathBuf,
-    _arbiter: Process,
+    arbiter: Option<Process>,
 }
 
 impl World {
@@ -63,10 +67,8 @@ impl World {
         fs::create_dir_all(&folder)?;
         let lockstep = setting.programs.join("lockstep");
         make_keys(&lockstep, &folder.join("keys"))?;
-        let first = disk(&folder, setting.disks, Node::A);
-        make_disk(setting.guest, &first)?;
-        if setting.disks == Disks::Mirror {
-            fs::copy(&first, disk(&folder, setting.disks, Node::B))?;
+        for node in NODES {
+            copy_disk(&setting.disk, &disk(&folder, setting.disks, node))?;
         }
         let arbiter = start_arbiter(&setting.programs, &folder)?;
         let [a, b] = NODES.map(|node| {
@@ -83,7 +85,7 @@ impl World {
             guest: setting.guest,
             disks: setting.disks,
             folder,
-            _arbiter: arbiter,
+            arbiter: Some(arbiter),
         };
         for node in NODES {
             world.host_mut(node).wait_until_ready()?;
@@ -136,7 +138,7 @@ impl World {
         let patience = self.guest.boot_time();
         let mut asked = 0_u32;
         eventually("the guest's server to answer", patience, || {
-            if outside::answers(GUEST)? {
+            if answers(self.guest)? {
                 return Ok(Some(()));
             }
             // Seldom: it costs the host more than it costs us.
@@ -146,6 +148,29 @@ impl World {
             }
             Ok(None)
         })
+    }
+
+    /// Copies host a's image of a mirrored disk over host b's, as one has to after host a ran the VM alone. No node may run.
+    pub fn copy_image(&self) -> anyhow::Result<()> {
+        match self.disks {
+            Disks::Shared => Ok(()),
+            Disks::Mirror => copy_disk(&self.disk(Node::A), &self.disk(Node::B)),
+        }
+    }
+
+    /// Ends the arbiter, for a story that brings its own.
+    pub fn dismiss_arbiter(&mut self) {
+        self.arbiter = None;
+    }
+
+    /// Starts a node by a command line of one's own, and keeps its log, and what its console's socket says.
+    pub fn start_by_hand(&self, node: Node, line: &str, console: &str) -> anyhow::Result<()> {
+        self.host(node)
+            .run(&format!(
+                "setsid {line} > {LOG_PORT} 2>&1 < /dev/null &\n\
+                 setsid socat -u UNIX-CONNECT:{console},retry=60,interval=1 OPEN:{CONSOLE_PORT} > /dev/null 2>&1 < /dev/null &"
+            ))
+            .map(drop)
     }
 
     /// Ends the VM on all living hosts.
@@ -273,6 +298,14 @@ impl World {
     }
 }
 
+/// Whether the guest's server answers now.
+fn answers(guest: Guest) -> anyhow::Result<bool> {
+    match guest {
+        Guest::Micro | Guest::Debian => outside::answers(guest.server()),
+        Guest::Postgres => pgbench::answers(guest.server()),
+    }
+}
+
 fn make_keys(lockstep: &Path, folder: &Path) -> anyhow::Result<()> {
     let made = Command::new(lockstep)
         .args(["keys", "--dir"])
@@ -293,10 +326,16 @@ fn disk(folder: &Path, disks: Disks, node: Node) -> PathBuf {
     }
 }
 
-fn make_disk(guest: Guest, path: &Path) -> anyhow::Result<()> {
-    match guest {
-        Guest::Micro => Ok(File::create(path)?.set_len(MICRO_DISK_BYTES)?),
-        Guest::Debian => guest_image::make_disk(path),
+/// A copy of a disk that is sparse where it holds nothing.
+fn copy_disk(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let status = Command::new("cp")
+        .arg("--sparse=always")
+        .args([from, to])
+        .status()
+        .context("Cannot run cp")?;
+    match status.success() {
+        true => Ok(()),
+        false => bail!("Cannot copy {} to {}", from.display(), to.display()),
     }
 }
 
@@ -317,8 +356,8 @@ const TYPED: &str = "/run/typed";
 const ENDED: &str = "/run/ended";
 /// Where configuration and keys lie on a host.
 const DIR: &str = "/lab";
-const MICRO_DISK_BYTES: u64 = 64 << 20;
-const START_TIME: Duration = Duration::from_secs(60);
+/// Many times as long as it ever took on a machine that does nothing else; both hosts read their images first.
+const START_TIME: Duration = Duration::from_secs(300);
 /// Questions that the guest does not answer before a look at whether its host still runs it.
 const ASKED_A_LOOK: u32 = 8;
 const LAST_LINES: usize = 8;

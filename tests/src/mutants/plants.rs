@@ -14,6 +14,9 @@ const MESSAGE: &str = "transport/protocol/src/message.rs";
 const DECODER: &str = "transport/protocol/src/codec/decoder.rs";
 const STORE: &str = "arbiter/src/store/file.rs";
 const START: &str = "tests/src/sim/process/start.rs";
+const REPROTECT: &str = "tests/src/sim/process/reprotect.rs";
+const DEVICE: &str = "tests/src/sim/device.rs";
+const DRIVER: &str = "tests/src/sim/process/driver.rs";
 const SETTLE: &str = "tests/src/sim/process/settle.rs";
 const LIVE: &str = "tests/src/sim/process/live.rs";
 const DRIVE: &str = "tests/src/sim/device/drive.rs";
@@ -205,6 +208,37 @@ pub const PLANTS: &[Plant] = &[
         file: SETTLE,
         from: "        self.reissue();\n",
         to: "",
+    },
+    Plant {
+        name: "a-spare-without-a-record-claims",
+        file: SETTLE,
+        from: "        if !has_log || self.guest.position() == Position::ZERO {",
+        to: "        if !has_log && self.guest.position() == Position::ZERO {",
+    },
+    Plant {
+        name: "a-term-with-a-spare-that-nobody-granted",
+        file: REPROTECT,
+        from: "        self.ask(env, Question::Claim(self.desk.term));",
+        to: "        let _ = Question::Claim(self.desk.term);\n        let term = self.desk.term.next();\n        \
+             self.begin_with_spare(env, Answer::Verdict(Verdict::Granted { term }));",
+    },
+    Plant {
+        name: "outputs-that-do-not-wait-for-the-spare",
+        file: DEVICE,
+        from: "        self.facts = Gate {\n            acked,\n            lease_until: Instant::ZERO,\n        };",
+        to: "        let _ = acked;",
+    },
+    Plant {
+        name: "a-spare-gets-an-endless-lease",
+        file: DEVICE,
+        from: "            acked,\n            lease_until: Instant::ZERO,",
+        to: "            acked,\n            lease_until: self.facts.lease_until,",
+    },
+    Plant {
+        name: "outputs-before-the-spare-has-a-record",
+        file: DRIVER,
+        from: "            if acked > end.start {",
+        to: "            if acked >= end.start {",
     },
     Plant {
         name: "time-enters-unlogged",

@@ -1,7 +1,7 @@
 //! Processes that must not outlive the story, and waiting with a bound.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -29,12 +29,14 @@ impl Process {
         }
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits for it to end.
     pub fn wait(&mut self, patience: Duration) -> anyhow::Result<()> {
-        let child = &mut self.child;
-        let status = eventually(&format!("{} to end", self.name), patience, || {
-            Ok(child.try_wait()?)
-        })?;
+        let status = eventually(&format!("{} to end", self.name), patience, || self.ended())?;
         if !status.success() {
             bail!("{} failed: {status}", self.name);
         }

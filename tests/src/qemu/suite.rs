@@ -43,7 +43,7 @@ pub fn run(install: bool) -> anyhow::Result<()> {
 }
 
 /// The workspace.
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("this crate lies in the workspace")
@@ -70,7 +70,7 @@ fn cargo() -> PathBuf {
 
 fn build() -> anyhow::Result<()> {
     let status = Command::new(cargo())
-        .args(["build", "--package", "vhost-blk-ft", "--package", "vhost-net-ft"])
+        .args(["build", "--workspace"])
         .status()
         .context("Cannot run cargo")?;
     if !status.success() {

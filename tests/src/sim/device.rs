@@ -66,6 +66,14 @@ impl Shown {
         self.mode = mode;
     }
 
+    /// A host that was alone gets a backup: outputs wait for acks from `acked` on, and for a lease (I13).
+    pub(crate) fn await_backup(&mut self, acked: LogOffset) {
+        self.facts = Gate {
+            acked,
+            lease_until: Instant::ZERO,
+        };
+    }
+
     /// This host holds its term alone.
     pub(crate) fn go_live_alone(&mut self) {
         self.publish_acked(Gate::ALONE.acked);
@@ -103,6 +111,8 @@ pub(crate) struct Desk {
     pub(crate) term: Term,
     /// The session with the backup that its outputs wait for, as long as they do.
     pub(crate) session: Option<ConnId>,
+    /// Where the log of that session begins, if its term began with a spare.
+    pub(crate) copied_at: Option<LogOffset>,
 }
 
 impl Desk {

@@ -55,10 +55,12 @@ impl fmt::Display for Named {
     }
 }
 
-/// What hosts are called.
-pub(crate) const NAMES: [&str; 2] = ["a", "b"];
-/// How many hosts there are. A third one comes with re-protection.
+/// What hosts are called. The first two are started as a pair; the third is a spare, in worlds that have spares.
+pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
+/// How many hosts there are.
 pub(crate) const HOSTS: usize = NAMES.len();
+/// How many of them are ever started as a pair.
+pub(crate) const PAIRED: usize = 2;
 /// Where the arbiter is.
 pub(crate) const ARBITER: Place = HOSTS;
 

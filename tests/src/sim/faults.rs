@@ -1,7 +1,7 @@
 //! What goes wrong in a simulated world, one thing at a time, drawn from the kinds that its plan allows.
 
 use super::agenda::{Actor, Event};
-use super::env::{ARBITER, HOSTS};
+use super::env::{ARBITER, PAIRED};
 use super::plan::Kind;
 use super::process::Pair;
 use super::world::World;
@@ -21,13 +21,18 @@ impl World {
 
     fn go_wrong(&mut self, kind: Kind) {
         let env = &mut self.env;
-        let host = env.dice.below(HOSTS as u64) as usize;
+        let hosts = env.plan.hosts();
+        let host = env.dice.below(hosts as u64) as usize;
         let until = env.now.later(env.dice.scaled(env.plan.fault));
         env.oracle.tally.faults += 1;
         env.story
             .tell(env.now, &"fault", || format!("{kind:?} at host {host}"));
         match kind {
-            Kind::Cut => self.cut(host, HOSTS - 1 - host),
+            Kind::Cut if hosts == PAIRED => self.cut(host, PAIRED - 1 - host),
+            Kind::Cut => {
+                let step = 1 + env.dice.below(hosts as u64 - 1) as usize;
+                self.cut(host, (host + step) % hosts);
+            }
             Kind::CutArbiter => self.cut(host, ARBITER),
             Kind::CutOutside => self.outside.cut(host, until),
             Kind::Pause => self.hosts[host].pause(until),

@@ -46,6 +46,7 @@ impl Host {
             clock: self.clock,
             term: Term::ZERO,
             session: None,
+            copied_at: None,
         };
         let me = Holder {
             node: NodeName::new(NAMES[self.index]).expect("a letter is a name"),
@@ -102,6 +103,12 @@ impl Host {
     /// Which host it is.
     pub(crate) fn index(&self) -> usize {
         self.index
+    }
+
+    /// Is nothing there that could ever live again by itself, but perhaps a spare that looks for a VM?
+    pub(crate) fn has_no_vm(&self, env: &Env) -> bool {
+        let stands_by = |process: &Process| matches!(process.part, Part::Standby(_));
+        self.is_dead(env) || self.process.as_deref().is_some_and(stands_by)
     }
 
     /// Is nothing there that could ever live again by itself, and has all that it said left?

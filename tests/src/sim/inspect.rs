@@ -75,10 +75,17 @@ fn held_elsewhere(hosts: &[Host], session: ConnId) -> Option<LogOffset> {
     processes.filter_map(|process| process.holds(session)).next()
 }
 
-/// I5: whoever may take over holds every record that an output was made of when it leaves.
+/// I5: whoever may take over holds every record that an output was made of when it leaves. I13: and in a term that
+/// began with a spare, the record that made it a backup.
 pub(crate) fn explained(env: &mut Env, hosts: &[Host], departure: &Departure) {
     let Departure { desk, made } = departure;
     let held = desk.session.and_then(|session| held_elsewhere(hosts, session));
+    if let Some((held, start)) = held.zip(desk.copied_at)
+        && held <= start
+    {
+        let sentence = "an output leaves in a term of which the spare has no record yet";
+        env.accuse("I13", desk.host, &sentence);
+    }
     if let Some(held) = held.filter(|held| made.needs > *held) {
         let sentence = format!(
             "an output leaves that needs the log up to {}, of which the other host holds {held}",

@@ -99,7 +99,7 @@ pub const ORDINARY: [Bounds; 4] = [
     },
     Bounds {
         requests: 2,
-        ticks: 2,
+        ticks: 1,
         breaks: 1,
         ..FAIR
     },
@@ -124,8 +124,8 @@ pub const DEEP: [Bounds; 4] = [
     },
     Bounds {
         requests: 2,
-        ticks: 3,
-        crashes: 1,
+        ticks: 2,
+        breaks: 1,
         ..FAIR
     },
 ];

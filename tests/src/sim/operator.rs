@@ -2,8 +2,9 @@
 //! then at a moment that does not.
 
 use super::agenda::Event;
+use super::env::PAIRED;
 use super::host::Host;
-use super::process::{Part, StartAs};
+use super::process::{Part, Process, StartAs};
 use super::world::World;
 
 impl World {
@@ -14,8 +15,10 @@ impl World {
         let again = again.later(env.dice.between(env.plan.fault));
         env.agenda.note(again, Event::Operator);
         self.give_up_waiting();
-        if self.hosts.iter().all(|host| host.is_dead(&self.env)) {
+        if self.hosts.iter().all(|host| host.has_no_vm(&self.env)) {
             self.start_pair();
+        } else if self.env.plan.spares && self.start_spares() {
+            // A VM that lives alone is protected again without a stop.
         } else if self.calm.is_none() {
             self.start_anew();
         } else {
@@ -40,6 +43,27 @@ impl World {
                 host.remove(env);
             }
         }
+    }
+
+    /// Hosts that are down become spares while somebody lives alone. True if somebody does and will not be stopped.
+    fn start_spares(&mut self) -> bool {
+        let lives_alone = |host: &Host| host.process.as_deref().is_some_and(Process::is_alone);
+        if !self.hosts.iter().any(lives_alone) || self.env.dice.chance(100) {
+            return false;
+        }
+        let env = &mut self.env;
+        for host in &mut self.hosts {
+            if host.is_dead(env) && env.dice.chance(700) {
+                host.start(env, StartAs::Standby);
+            }
+        }
+        true
+    }
+
+    /// Does the third host have the VM, or what it needs to go on with it? Then a person starts no pair beside it.
+    fn spare_is_used(&self) -> bool {
+        let spares = self.hosts.iter().skip(PAIRED);
+        spares.into_iter().any(|host| !host.has_no_vm(&self.env))
     }
 
     fn start_pair(&mut self) {
@@ -68,12 +92,15 @@ impl World {
         let env = &mut self.env;
         let hopeful = self.hosts.iter().any(|host| {
             host.process.as_deref().is_some_and(|process| {
-                !matches!(process.part, Part::Halted | Part::Over | Part::Meeting { .. })
+                !matches!(
+                    process.part,
+                    Part::Halted | Part::Over | Part::Meeting { .. } | Part::Standby(_)
+                )
             })
         });
         let waits = |host: &Host| {
             let part = host.process.as_deref().map(|process| &process.part);
-            matches!(part, Some(Part::Meeting { .. })) || host.is_dead(env)
+            matches!(part, Some(Part::Meeting { .. } | Part::Standby(_))) || host.is_dead(env)
         };
         if !hopeful && self.hosts.iter().all(waits) {
             self.hosts.iter_mut().for_each(|host| host.remove(env));
@@ -83,6 +110,7 @@ impl World {
 
     /// A process is killed and started again at once, unless it has spoken: then its last words leave first.
     pub(super) fn restart(&mut self, host: usize) {
+        let is_bound = host >= PAIRED || self.spare_is_used();
         let env = &mut self.env;
         let place = &mut self.hosts[host];
         let Some(process) = place.process.as_deref() else {
@@ -92,6 +120,8 @@ impl World {
         if process.has_spoken() {
             place.remove(env);
             place.ready_at = env.now.later(env.plan.slowest_departure());
+        } else if is_bound {
+            place.start(env, StartAs::Standby);
         } else {
             let role = env
                 .dice
@@ -102,8 +132,11 @@ impl World {
 
     /// The operator starts a node that is down, whatever the other one does.
     pub(super) fn meddle(&mut self, host: usize) {
+        let is_bound = host >= PAIRED || self.spare_is_used();
         let env = &mut self.env;
-        if self.hosts[host].is_dead(env) {
+        if self.hosts[host].is_dead(env) && is_bound {
+            self.hosts[host].start(env, StartAs::Standby);
+        } else if self.hosts[host].is_dead(env) {
             let role = env
                 .dice
                 .pick(&[StartAs::Primary, StartAs::Backup, StartAs::Alone]);

@@ -84,7 +84,7 @@ impl Outside {
             wish.padding,
         );
         let bytes = Bytes::from(frame);
-        for host in 0..HOSTS {
+        for host in 0..env.plan.hosts() {
             if env.now >= self.cut_until[host] && !env.dice.chance(LOSSES) {
                 let at = env.now.later(env.dice.between(env.plan.delay));
                 let bytes = bytes.clone();

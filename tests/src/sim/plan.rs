@@ -10,6 +10,7 @@ use lockstep_protocol::session::Timing;
 
 use super::clock::DRIFT_MAX;
 use super::dice::Dice;
+use super::env::{HOSTS, PAIRED};
 
 /// From the least to the most, in nanoseconds.
 pub(crate) type Span = (u64, u64);
@@ -112,8 +113,10 @@ pub(crate) struct Plan {
     pub(crate) digests: u64,
     /// In how many of thousand requests the machine is switched off.
     pub(crate) power_off: u64,
+    /// Hosts that are down are started as spares, and there is one more of them.
+    pub(crate) spares: bool,
     /// How much each host's clock gains.
-    pub(crate) drift: [i64; 2],
+    pub(crate) drift: [i64; HOSTS],
     /// What may go wrong.
     pub(crate) kinds: Vec<Kind>,
     /// How long nothing new goes wrong.
@@ -125,8 +128,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of a seed.
-    pub(crate) fn draw(dice: &mut Dice) -> Self {
+    /// The plan of a seed. What concerns spares is drawn from `more`: a world without them is what it was before there
+    /// were any.
+    pub(crate) fn draw(dice: &mut Dice, more: &mut Dice) -> Self {
         let timing = draw_timing(dice);
         let [beat, timeout, lease] = [timing.heartbeat, timing.timeout, timing.lease].map(nanos);
         let slowest = dice.scaled((20 * US, (lease / 5).clamp(40 * US, SLOWEST)));
@@ -150,7 +154,8 @@ impl Plan {
             kept: dice.pick(&[0, 100, 400]),
             padding: padding as usize,
             power_off: dice.pick(&[0, 0, 0, 1]),
-            drift: draw_drift(dice),
+            spares: more.chance(500),
+            drift: draw_drift(dice, more),
             kinds: draw_kinds(dice),
             gap: (timeout / 16, dice.scaled((timeout / 4, timeout * 8))),
             fault,
@@ -185,6 +190,11 @@ impl Plan {
             trouble: 2 * SECOND,
             ..self
         }
+    }
+
+    /// How many hosts the world has.
+    pub(crate) fn hosts(&self) -> usize {
+        if self.spares { HOSTS } else { PAIRED }
     }
 
     /// The longest that an output takes to leave when its host holds its term alone.
@@ -234,13 +244,15 @@ fn draw_window(dice: &mut Dice) -> WindowLimit {
 }
 
 /// Mostly none, sometimes as far apart as is allowed.
-fn draw_drift(dice: &mut Dice) -> [i64; 2] {
+fn draw_drift(dice: &mut Dice, more: &mut Dice) -> [i64; HOSTS] {
     let most = DRIFT_MAX as u64;
-    match dice.below(3) {
+    let [one, other] = match dice.below(3) {
         0 => [0, 0],
         1 => dice.pick(&[[DRIFT_MAX, -DRIFT_MAX], [-DRIFT_MAX, DRIFT_MAX]]),
         _ => [0, 0].map(|_: i64| dice.between((0, 2 * most)) as i64 - DRIFT_MAX),
-    }
+    };
+    let spare = more.pick(&[0, one, other, DRIFT_MAX, -DRIFT_MAX]);
+    [one, other, spare]
 }
 
 /// Some, each of them so often that it matters.

@@ -5,12 +5,16 @@
 mod driver;
 mod leave;
 mod live;
+mod reprotect;
 mod settle;
 mod shadow;
+mod standby;
 mod start;
 
 pub(crate) use driver::{BackupEnd, PrimaryEnd};
 pub(crate) use start::StartAs;
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use lockstep_protocol::ids::{GuestTime, Holder, LogOffset, Term};
@@ -24,9 +28,11 @@ use super::clock::Moment;
 use super::device::{Card, Desk, Drive, Mode};
 use super::env::Env;
 use super::guest::{Exit, Guest};
-use super::wires::{Arrival, ConnId, Word};
+use super::wires::{Arrival, ConnId, StateWord, Word};
 use driver::{Dialing, Listening};
+use reprotect::Search;
 use settle::Settling;
+use standby::Knocking;
 
 /// What the vCPU thread is doing.
 #[derive(Debug)]
@@ -39,8 +45,15 @@ pub(crate) enum Part {
     ClaimingFirst { expected: Term, alone: bool },
     /// It has its first term, alone, and waits until the lease of whoever had one is over.
     Outlasting { term: Term, until: Moment },
+    /// It is a spare: it looks for a VM to be copied to it.
+    Standby(Knocking),
+    /// It holds a VM that was copied to it, and waits until then for its log.
+    Joining { until: Moment },
     /// It talks to the outside.
     Live,
+    /// Its guest stands still: a spare holds it, and a term with that is about to begin. Until it has met the spare it
+    /// waits no longer than this.
+    Pairing { until: Option<Moment> },
     /// It executes what the primary executed.
     Following(Following),
     /// Its peer is lost.
@@ -61,7 +74,10 @@ impl Part {
             Self::Meeting { .. } => "waiting for its other half",
             Self::ClaimingFirst { .. } => "claiming its first term",
             Self::Outlasting { .. } => "outlasting a lease",
+            Self::Standby(_) => "standing by",
+            Self::Joining { .. } => "waiting for the log of a copy",
             Self::Live => "live",
+            Self::Pairing { .. } => "beginning a term with a spare",
             Self::Following(_) => "following",
             Self::Settling(_) => "settling",
             Self::Leaving { .. } => "leaving",
@@ -76,6 +92,8 @@ impl Part {
 pub(crate) struct Following {
     follower: Follower,
     applied: LogOffset,
+    /// Where the log begins.
+    start: LogOffset,
 }
 
 impl Default for Following {
@@ -83,6 +101,7 @@ impl Default for Following {
         Self {
             follower: Follower::new(DELTA_BYTES_MAX),
             applied: LogOffset::ZERO,
+            start: LogOffset::ZERO,
         }
     }
 }
@@ -137,6 +156,10 @@ pub(crate) struct Process {
     time: (GuestTime, Instant),
     /// Where the log of a host without a backup ends.
     alone_end: LogOffset,
+    /// How far it is with making a backup of a spare.
+    search: Search,
+    /// What came over connections for copies.
+    state: VecDeque<(Arrival, StateWord)>,
 }
 
 impl Process {
@@ -162,8 +185,13 @@ impl Process {
             busy_until: env.now,
             time: (GuestTime::ZERO, now),
             alone_end: LogOffset::ZERO,
+            search: Search::Idle,
+            state: VecDeque::new(),
         };
-        process.ask(env, Question::Read);
+        match role {
+            StartAs::Standby => process.stand_by(env),
+            _ => process.ask(env, Question::Read),
+        }
         process
     }
 
@@ -186,6 +214,13 @@ impl Process {
             Part::Leaving { why, until } => self.leave(env, *why, *until),
             Part::Outlasting { term, until } if env.now >= *until => self.go_live(env, *term, true),
             Part::Outlasting { until, .. } => self.wake_vcpu_at(env, *until),
+            Part::Joining { until } if env.now >= *until => self.stand_by(env),
+            Part::Joining { until } => self.wake_vcpu_at(env, *until),
+            Part::Pairing { until: Some(until) } if env.now >= *until => {
+                self.stay_alone(env, "the spare does not begin the session");
+            }
+            Part::Pairing { until: Some(until) } => self.wake_vcpu_at(env, *until),
+            Part::Pairing { until: None } | Part::Standby(_) => {}
             Part::Reading(_) | Part::Meeting { .. } | Part::ClaimingFirst { .. } => {}
             Part::Halted | Part::Over => {}
         }
@@ -215,12 +250,20 @@ impl Process {
         match self.part {
             Part::Reading(_) | Part::ClaimingFirst { .. } => self.start_on(env, answer),
             Part::Settling(_) => self.hear_verdict(env, answer),
+            Part::Pairing { .. } => self.begin_with_spare(env, answer),
             _ => {}
         }
     }
 
     /// A word of the other host.
     pub(crate) fn arrive(&mut self, env: &mut Env, arrival: Arrival, word: Word) {
+        let word = match word {
+            Word::State(word) => {
+                self.state.push_back((arrival, word));
+                return env.ring(self.desk.host, self.desk.boot, Actor::Driver);
+            }
+            word => word,
+        };
         match &mut self.pair {
             Pair::Nobody => {}
             Pair::Dialing(dialing) => dialing.arrive(arrival, word),

@@ -114,7 +114,11 @@ pub fn kept_seeds() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("seeds")
 }
 
-fn keep(seed: u64) -> anyhow::Result<PathBuf> {
+/// Keeps the story of a failed seed.
+///
+/// # Errors
+/// When there is no place for it.
+pub fn keep(seed: u64) -> anyhow::Result<PathBuf> {
     let path = kept_seeds().join(format!("{seed}.txt"));
     let text = format!("seed {seed}\n\n{}\n", story(&super::tell(seed)));
     fs::create_dir_all(kept_seeds()).context("Cannot make the folder of kept seeds")?;

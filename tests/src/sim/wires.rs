@@ -8,10 +8,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use lockstep_protocol::ids::{LogOffset, Position, Term};
 use lockstep_protocol::message::{Ack, Heartbeat, Hello, Message};
 use lockstep_protocol::session::Parting;
 
 use super::clock::Moment;
+use super::guest::Guest;
 
 /// A host, or the arbiter behind them.
 pub(crate) type Place = usize;
@@ -42,10 +44,40 @@ pub(crate) enum Word {
     Beat(Heartbeat),
     /// The connection was closed.
     Closed,
+    /// On the connection over which a VM is copied to a spare.
+    State(StateWord),
+}
+
+/// What a spare and a host that runs a VM alone say to each other. Each attempt of a spare has a number.
+#[derive(Clone, Debug)]
+pub(crate) enum StateWord {
+    /// A spare would take the VM in.
+    Knock(u32),
+    /// A round of pages.
+    Round(u32),
+    /// The round is in place.
+    InPlace(u32),
+    /// The machine, the last piece.
+    Machine(Box<Copied>),
+    /// The spare holds all of it and listens: the log begins at that offset and position.
+    Held(u32, LogOffset, Position),
+}
+
+/// A machine that stood still.
+#[derive(Clone, Debug)]
+pub(crate) struct Copied {
+    /// For which attempt of the spare.
+    pub(crate) attempt: u32,
+    /// The term that the pair will be of.
+    pub(crate) term: Term,
+    /// Where the log will begin.
+    pub(crate) start: LogOffset,
+    /// The machine with its memory.
+    pub(crate) guest: Guest,
 }
 
 /// How many streams a connection has in each direction.
-const STREAMS: usize = 6;
+const STREAMS: usize = 7;
 
 impl Word {
     /// Words of one stream stay in order.
@@ -57,6 +89,7 @@ impl Word {
             Self::Beat(_) => 3,
             Self::Read(_) => 4,
             Self::Closed => 5,
+            Self::State(_) => 6,
         }
     }
 }
@@ -78,6 +111,8 @@ pub(crate) struct Arrival {
 struct Connection {
     id: ConnId,
     ends: [Place; 2],
+    /// When something was sent on it last.
+    used: u64,
     under_way: [[VecDeque<Word>; STREAMS]; 2],
     /// When the newest word of each stream arrives.
     last: [[Moment; STREAMS]; 2],
@@ -89,8 +124,8 @@ impl Connection {
     }
 }
 
-/// So many connections are remembered; words of older ones have long been lost.
-const REMEMBERED: usize = 4;
+/// So many connections are remembered; on those that nobody used for longest all words have long been lost.
+const REMEMBERED: usize = 12;
 
 /// All links and connections.
 #[derive(Debug)]
@@ -99,8 +134,9 @@ pub(crate) struct Wires {
     /// Until when letters from one place to another are held back.
     cut: Vec<Moment>,
     held_back: Vec<Arrival>,
-    connections: VecDeque<Connection>,
+    connections: Vec<Connection>,
     newest: ConnId,
+    sent: u64,
 }
 
 impl Wires {
@@ -110,8 +146,9 @@ impl Wires {
             places,
             cut: vec![Moment::default(); places * places],
             held_back: Vec::new(),
-            connections: VecDeque::new(),
+            connections: Vec::new(),
             newest: 0,
+            sent: 0,
         }
     }
 
@@ -119,10 +156,12 @@ impl Wires {
     pub(crate) fn connect(&mut self, from: Place, to: Place) -> ConnId {
         self.newest += 1;
         if self.connections.len() == REMEMBERED {
-            self.connections.pop_front();
+            let oldest = (0..REMEMBERED).min_by_key(|index| self.connections[*index].used);
+            oldest.map(|index| self.connections.remove(index));
         }
-        self.connections.push_back(Connection {
+        self.connections.push(Connection {
             id: self.newest,
+            used: self.sent,
             ends: [from, to],
             under_way: Default::default(),
             last: Default::default(),
@@ -138,7 +177,9 @@ impl Wires {
         word: Word,
         due: Moment,
     ) -> Option<(Moment, Arrival)> {
-        let connection = self.connections.iter_mut().find(|known| known.id == conn)?;
+        let connection = self.connections.iter_mut().rfind(|known| known.id == conn)?;
+        self.sent += 1;
+        connection.used = self.sent;
         let (direction, stream) = (connection.direction(from), word.stream());
         let last = &mut connection.last[direction][usize::from(stream)];
         *last = due.max(last.later(1));
@@ -162,7 +203,7 @@ impl Wires {
         let connection = self
             .connections
             .iter_mut()
-            .find(|known| known.id == arrival.conn)?;
+            .rfind(|known| known.id == arrival.conn)?;
         let direction = connection.direction(arrival.from);
         connection.under_way[direction][usize::from(arrival.stream)].pop_front()
     }

@@ -10,7 +10,7 @@ use super::clock::{HostClock, Moment};
 use super::device::{Departure, Output};
 use super::dice::Dice;
 use super::disk::SharedDisk;
-use super::env::{ARBITER, Env, HOSTS, NAMES};
+use super::env::{ARBITER, Env, HOSTS, NAMES, PAIRED};
 use super::guest::{Job, Work};
 use super::host::Host;
 use super::inspect;
@@ -22,6 +22,8 @@ use super::stale::OldWords;
 use super::story::Story;
 use super::wires::Wires;
 
+/// Parts what is drawn for spares from what a seed meant before there were any.
+const SPARES: u64 = 0x5af3_0000_0000_0000;
 /// More happens in no story.
 const EVENTS_MAX: u64 = 20_000_000;
 
@@ -55,9 +57,11 @@ impl World {
     /// The world of a seed, at its beginning.
     pub(crate) fn new(seed: u64, story: Story) -> Self {
         let mut dice = Dice::of(seed);
-        let plan = Plan::draw(&mut dice);
-        let hosts = (0..HOSTS)
+        let mut more = Dice::of(seed ^ SPARES);
+        let plan = Plan::draw(&mut dice, &mut more);
+        let hosts = (0..plan.hosts())
             .map(|index| {
+                let dice = if index < PAIRED { &mut dice } else { &mut more };
                 let begin = dice.between((1_000_000_000, 1_000_000_000_000_000));
                 Host::new(index, HostClock::new(begin, plan.drift[index]))
             })

@@ -94,6 +94,8 @@ pub enum Parting {
     Failed,
     /// Its own disk image does not follow any more.
     DiskFailed,
+    /// One of its device processes is gone.
+    DeviceFailed,
 }
 
 /// How a peer was lost. Within a term a lost peer never comes back.
@@ -119,6 +121,7 @@ fn parting(why: Parting) -> &'static str {
         Parting::Stopped => "it was asked to stop",
         Parting::Failed => "it cannot go on",
         Parting::DiskFailed => "its own disk failed",
+        Parting::DeviceFailed => "one of its device processes is gone",
     }
 }
 

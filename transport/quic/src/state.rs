@@ -301,20 +301,45 @@ async fn greet_source(
     Ok((connection, theirs, control, stream))
 }
 
+/// What stands before a piece: how long it is, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceHead {
+    /// Its bytes, at most [`PIECE_MAX`].
+    pub length: usize,
+    /// What it is; 0 is invalid.
+    pub kind: u8,
+}
+
+/// A piece is longer than pieces are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("A piece of {0} bytes, {PIECE_MAX} are allowed")]
+pub struct LongPiece(u32);
+
+impl PieceHead {
+    /// How many bytes it takes.
+    pub const BYTES: usize = 5;
+
+    /// What another host wrote before a piece.
+    ///
+    /// # Errors
+    /// When no piece is so long.
+    pub fn read([a, b, c, d, kind]: [u8; Self::BYTES]) -> Result<Self, LongPiece> {
+        let length = u32::from_le_bytes([a, b, c, d]);
+        match usize::try_from(length) {
+            Ok(length) if length <= PIECE_MAX => Ok(Self { length, kind }),
+            _ => Err(LongPiece(length)),
+        }
+    }
+}
+
 /// Length, kind, and so many bytes.
 async fn read_piece(stream: &mut RecvStream) -> Result<(u8, Bytes), StreamFault> {
-    let mut head = [0; 5];
+    let mut head = [0; PieceHead::BYTES];
     stream.read_exact(&mut head).await?;
-    let [a, b, c, d, kind] = head;
-    let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-    if length > PIECE_MAX {
-        return Err(StreamFault::Said(format!(
-            "A piece of {length} bytes, {PIECE_MAX} are allowed"
-        )));
-    }
-    let mut piece = BytesMut::zeroed(length);
+    let head = PieceHead::read(head).map_err(|error| StreamFault::Said(error.to_string()))?;
+    let mut piece = BytesMut::zeroed(head.length);
     stream.read_exact(&mut piece).await?;
-    Ok((kind, piece.freeze()))
+    Ok((head.kind, piece.freeze()))
 }
 
 /// One thread beside the caller's: packets move while the caller looks at pages.

@@ -20,8 +20,8 @@ use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
 use crate::gate::{GateWriter, wake};
 use crate::limits::{
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, IMAGE_PATIENCE, NET_COMPLETIONS_RING,
-    NET_FRAMES_RING, ORDERS_RING,
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, COMPLETION_BYTES_MAX, DEFERRED_MAX, FRAME_BYTES_MAX,
+    IMAGE_PATIENCE, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{
@@ -168,6 +168,7 @@ impl VmmEnd {
             if tag != tag::FRAME {
                 return Err(Fault::Kind(tag));
             }
+            check_length(entry.len(), FRAME_BYTES_MAX)?;
             copy_out(entry, bytes);
             Ok(bytes.len())
         })?;
@@ -366,6 +367,7 @@ fn read_staged(tag: u32, entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) -> Resu
     match tag {
         tag::COMPLETION => {
             let payload = entry.offset(size_of::<StagedHeader>()).map_err(|_| too_short())?;
+            check_length(payload.len(), COMPLETION_BYTES_MAX)?;
             copy_out(&payload, bytes);
             Ok(Staged::Completion {
                 queue,
@@ -377,6 +379,14 @@ fn read_staged(tag: u32, entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) -> Resu
             count: header.value,
         }),
         unknown => Err(Fault::Kind(unknown)),
+    }
+}
+
+/// A ring takes longer entries than an honest device process makes, and a record takes no longer ones.
+fn check_length(length: usize, max: usize) -> Result<(), Fault> {
+    match length <= max {
+        true => Ok(()),
+        false => Err(Fault::Length(u32::try_from(length).unwrap_or(u32::MAX))),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+pub mod campaign;
 mod client;
 mod clock;
 mod fault;

@@ -52,10 +52,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Lays out files, keys and arbiter. The network namespace must have been entered already.
+    /// Lays out files, keys and arbiter, for hosts that run this very program. The network namespace must have been
+    /// entered already.
     pub(crate) async fn new(wish: &Wish, network: Network) -> anyhow::Result<Self> {
-        let (dir, temporary) = directory(wish.keep.as_deref())?;
         let lockstep = std::env::current_exe().context("Cannot tell where this executable is")?;
+        Self::of(lockstep, wish, network).await
+    }
+
+    /// The same for hosts that run `lockstep`.
+    pub(crate) async fn of(lockstep: PathBuf, wish: &Wish, network: Network) -> anyhow::Result<Self> {
+        let (dir, temporary) = directory(wish.keep.as_deref())?;
         let wire = if wish.relay { Wire::Relayed } else { Wire::Straight };
         let layout = Layout {
             dir,
@@ -165,6 +171,37 @@ impl World {
         if let Some(relay) = &self.relay {
             relay.cut();
         }
+    }
+
+    /// The wire, where it can be cut.
+    pub(crate) fn relay(&self) -> Option<&Relay> {
+        self.relay.as_ref()
+    }
+
+    /// The network that hosts and outside are in.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Where everything of this world is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.layout.dir
+    }
+
+    /// Where a node answers.
+    pub(crate) fn control_socket(&self, node: &str) -> PathBuf {
+        self.layout.control_socket(node)
+    }
+
+    /// Kills the arbiter service; it is back after [`Self::restart_arbiter`].
+    pub(crate) fn kill_arbiter(&mut self) {
+        drop(self.arbiter.take());
+    }
+
+    /// Starts the arbiter service again, on what it left on its disk.
+    pub(crate) async fn restart_arbiter(&mut self) -> anyhow::Result<()> {
+        self.arbiter = Some(self.start_arbiter().await?);
+        Ok(())
     }
 
     /// Makes the arbiter service unreachable; it does not answer and does not refuse.

@@ -12,6 +12,7 @@ use super::power::{self, Power, Pressed};
 use super::rtc::{self, Rtc};
 use super::uart::{self, Uart};
 use crate::memory::GuestRam;
+use crate::state::bounds;
 use lockstep_protocol::ids::{GuestTime, Position};
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +66,9 @@ pub struct Pc {
     power: Power,
     clock: PvClock,
     /// The logged time of power-on, and of now.
+    #[serde(deserialize_with = "bounds::within_if_any::<0, { i64::MAX }, _, _>")]
     origin: Option<u64>,
+    #[serde(deserialize_with = "bounds::within::<0, { i64::MAX }, _, _>")]
     wall: u64,
     /// Set while the processor waits for an interrupt.
     pub(crate) halted: bool,

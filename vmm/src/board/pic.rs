@@ -4,6 +4,7 @@
 //! with [`Pic::acknowledge`]. Nothing here knows which device is behind a line. What stock Linux does not use (8080
 //! mode, single mode) is left out.
 
+use crate::state::bounds;
 use serde::{Deserialize, Serialize};
 
 /// Ports: command and data of each chip, and their edge/level registers.
@@ -144,8 +145,11 @@ struct Chip {
     mask: u8,
     lines: u8,
     level: u8,
+    /// The vector of line 0; its last three bits are zero.
+    #[serde(deserialize_with = "bounds::within::<0, 0xf8, _, _>")]
     base: u8,
     /// The line with the highest priority.
+    #[serde(deserialize_with = "bounds::within::<0, 7, _, _>")]
     first: u8,
     expects: Expects,
     wants_mode: bool,

@@ -3,6 +3,7 @@
 //! The PC board calls it with the board's time on every access and whenever that time moves. The chip never looks at a
 //! clock: [`Pit::deadline`] says at which time it next has something to say, [`Pit::advance`] whether it did.
 
+use crate::state::bounds;
 use serde::{Deserialize, Serialize};
 
 /// First port: channel 0.
@@ -135,6 +136,7 @@ impl Access {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Channel {
+    #[serde(deserialize_with = "bounds::within::<0, 5, _, _>")]
     mode: u8,
     access: Access,
     /// 0 stands for 65536.

@@ -3,6 +3,7 @@
 //! The PC board calls it with the wall time that the log gave. The clock is never seen updating: its time moves only in
 //! windows, when nobody looks. Periodic interrupts are left out; Linux makes them itself.
 
+use crate::state::bounds;
 use serde::{Deserialize, Serialize};
 
 /// The port that selects a register; the next one is the register.
@@ -38,16 +39,21 @@ const ANY: u8 = 0xc0;
 
 const NANOS: u64 = 1_000_000_000;
 const DAY_SECONDS: i64 = 86_400;
+/// No year that the registers can show is further from 1970 than this.
+const SECONDS_MAX: i64 = 1 << 42;
 
 /// The clock. `wall` is nanoseconds since 1970 everywhere.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rtc {
+    #[serde(deserialize_with = "bounds::within::<0, 0x7f, _, _>")]
     selected: usize,
     #[serde(with = "serde_big_array::BigArray")]
     memory: [u8; 128],
     /// What the guest's setting of the clock added, in seconds.
+    #[serde(deserialize_with = "bounds::within::<{ -SECONDS_MAX }, SECONDS_MAX, _, _>")]
     offset: i64,
     /// The second at which the alarm goes off, in the guest's time.
+    #[serde(deserialize_with = "bounds::within_if_any::<{ -SECONDS_MAX }, SECONDS_MAX, _, _>")]
     alarm: Option<i64>,
 }
 

@@ -1,6 +1,7 @@
 //! A 16550A: bytes out at once, bytes in from a bounded queue, and the interrupts that Linux drives it by.
 //! The board calls it on port accesses; it prints nothing itself.
 
+use crate::state::bounds;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -41,7 +42,9 @@ pub struct Uart {
     divisor: [u8; 2],
     /// The transmitter became empty and nobody was told yet.
     emptied: bool,
+    #[serde(deserialize_with = "bounds::no_longer::<OUTPUT_MAX, _, _, _>")]
     output: Vec<u8>,
+    #[serde(deserialize_with = "bounds::no_longer::<INPUT_MAX, _, _, _>")]
     input: VecDeque<u8>,
 }
 

@@ -3,26 +3,26 @@
 //! The QUIC driver thread calls the observers made here: acks and leases go straight from it into the gates that the
 //! device processes read, with no hop over the vCPU thread. What a lost peer means is decided in [`super::takeover`].
 
+mod backup;
+
+pub use backup::{BackupSide, Loss, PairSource};
+
+use super::gates::Gates;
 use super::record::{LogSink, PeerLost as NobodyToLogFor};
-use super::replay::LogSource;
 use super::wait::Waker;
 use crate::monitor::{Monitor, PairProbe, PairView};
 use crate::stop::Stop;
-use bytes::Bytes;
 use lockstep_protocol::divergence::Patient;
-use lockstep_protocol::ids::{LogOffset, Position, Term};
+use lockstep_protocol::ids::{LogOffset, Position};
 use lockstep_protocol::message::Diverged;
-use lockstep_protocol::record::{Input, Record};
+use lockstep_protocol::record::Input;
 use lockstep_protocol::session::{Parting, PeerLost};
-use lockstep_protocol::takeover::{Claiming, Takeover};
+use lockstep_protocol::takeover::Claiming;
 use lockstep_protocol::time::Instant;
-use lockstep_quic::link::{
-    BackupEvents, BackupLink, Delivered, PairConfig, PairError, PrimaryEvents, PrimaryLink, Room,
-    connect_primary, listen_backup,
-};
-use lockstep_staging::gate::{GateWriter, Mode, boottime};
+use lockstep_quic::link::{PairConfig, PairError, PrimaryEvents, PrimaryLink, Room, connect_primary};
+use lockstep_staging::gate::{GateWriter, Mode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl PrimarySide {
     pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
         let (lost, heal_due) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let events = PublishAcks {
-            gates: context.gates.clone(),
+            gates: Gates::of_primary(context.gates.clone()),
             waker: context.waker,
             monitor: context.monitor,
             lost: Arc::clone(&lost),
@@ -139,7 +139,7 @@ fn alone<T>(link: Arc<T>) -> T {
 
 /// Called by the driver thread of a primary.
 struct PublishAcks {
-    gates: Vec<GateWriter>,
+    gates: Gates,
     waker: Waker,
     monitor: Arc<Monitor>,
     lost: Arc<AtomicBool>,
@@ -148,11 +148,11 @@ struct PublishAcks {
 
 impl PrimaryEvents for PublishAcks {
     fn acked(&mut self, upto: LogOffset) {
-        self.gates.iter().for_each(|gate| gate.publish_acked(upto));
+        self.gates.publish_acked(upto);
     }
 
     fn lease(&mut self, until: Instant) {
-        self.gates.iter().for_each(|gate| gate.publish_lease(until));
+        self.gates.publish_lease(until);
     }
 
     fn diverged(&mut self, found: &Diverged) {
@@ -275,183 +275,5 @@ impl LogSink for PairSink {
 
     fn end(&self) -> LogOffset {
         self.link.lock().end()
-    }
-}
-
-/// How and when the primary was lost.
-#[derive(Clone, Debug)]
-pub struct Loss {
-    /// What happened.
-    pub why: PeerLost,
-    /// When it counted as lost, on CLOCK_BOOTTIME.
-    pub noticed: Instant,
-}
-
-/// A backup's session with its primary.
-pub struct BackupSide {
-    link: Arc<BackupLink>,
-    stop: Stop,
-    term: Term,
-    start: LogOffset,
-    counts: Arc<Counts>,
-    monitor: Arc<Monitor>,
-    noticed: Arc<AtomicU64>,
-}
-
-impl BackupSide {
-    /// Waits for the primary and agrees with it on everything that must be equal.
-    ///
-    /// # Errors
-    /// When this host cannot listen, or one side refuses the other.
-    pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let (term, start) = (config.hello.term, config.hello.start);
-        let noticed = Arc::new(AtomicU64::new(0));
-        let monitor = Arc::clone(&context.monitor);
-        let events = NoteLoss {
-            monitor: context.monitor,
-            noticed: Arc::clone(&noticed),
-            listening: context.listening,
-        };
-        let link = Arc::new(listen_backup(config, Box::new(events))?);
-        Ok(Self {
-            link,
-            stop: context.stop,
-            term,
-            start,
-            counts: Arc::default(),
-            monitor,
-            noticed,
-        })
-    }
-
-    /// The term of the session.
-    #[must_use]
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
-    /// Where the replayer's records come from.
-    #[must_use]
-    pub fn source(&self) -> PairSource {
-        PairSource {
-            link: Arc::clone(&self.link),
-            stop: self.stop.clone(),
-            applied: self.start,
-            counts: Arc::clone(&self.counts),
-            monitor: Arc::clone(&self.monitor),
-        }
-    }
-
-    /// How the status looks at this session.
-    #[must_use]
-    pub fn probe(&self) -> PairProbe {
-        let (link, counts) = (Arc::clone(&self.link), Arc::clone(&self.counts));
-        Box::new(move || {
-            let received = link.received();
-            PairView {
-                log_end: received.get(),
-                acked: received.get(),
-                executed: counts.applied.load(Ordering::Relaxed),
-                log_bytes: link.log_bytes(),
-                input_bytes: counts.input_bytes.load(Ordering::Relaxed),
-                lag_positions: 0,
-                lease_until_ns: None,
-                rtt_us: Some(u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX)),
-            }
-        })
-    }
-
-    /// Whether a record of this log came. Without one this host never was a backup: the term may not even have begun.
-    #[must_use]
-    pub fn has_log(&self) -> bool {
-        self.link.received() > self.start
-    }
-
-    /// How the primary was lost, once it is.
-    #[must_use]
-    pub fn loss(&self) -> Option<Loss> {
-        let noticed = Instant::from_nanos(self.noticed.load(Ordering::Acquire));
-        self.link.lost().map(|why| Loss { why, noticed })
-    }
-
-    /// The primary is lost: what is left is to claim. The source and the probe must be gone.
-    #[must_use]
-    pub fn take_over(self) -> Takeover {
-        alone(self.link).into_takeover()
-    }
-
-    /// Tells the primary why this side leaves. The source and the probe must be gone.
-    pub fn goodbye(self, why: Parting) {
-        alone(self.link).leave(why);
-    }
-}
-
-/// Called by the driver thread of a backup.
-struct NoteLoss {
-    monitor: Arc<Monitor>,
-    noticed: Arc<AtomicU64>,
-    listening: Option<SyncSender<()>>,
-}
-
-impl BackupEvents for NoteLoss {
-    fn listening(&mut self, at: std::net::SocketAddr) {
-        tracing::info!(%at, "Waiting for the primary");
-        // Whoever waits for this may have gone away meanwhile.
-        let _ = self.listening.take().map(|told| told.send(()));
-    }
-
-    fn peer_lost(&mut self, why: PeerLost) {
-        tracing::warn!(%why, "The primary is lost");
-        self.noticed.store(boottime().as_nanos(), Ordering::Release);
-        self.monitor.peer_lost(&why);
-    }
-}
-
-/// The log of a backup.
-pub struct PairSource {
-    link: Arc<BackupLink>,
-    stop: Stop,
-    applied: LogOffset,
-    counts: Arc<Counts>,
-    monitor: Arc<Monitor>,
-}
-
-/// What the status wants to know of a replay.
-#[derive(Debug, Default)]
-struct Counts {
-    applied: AtomicU64,
-    input_bytes: AtomicU64,
-}
-
-impl LogSource for PairSource {
-    fn next(&mut self) -> Option<Record<Bytes>> {
-        while !self.stop.is_asked() {
-            match self.link.wait_record(STOP_LOOK) {
-                Delivered::Record(record) => {
-                    self.counts
-                        .input_bytes
-                        .fetch_add(record.input.payload().len() as u64, Ordering::Relaxed);
-                    return Some(record);
-                }
-                Delivered::PeerLost(_) => return None,
-                Delivered::Nothing => {}
-            }
-        }
-        None
-    }
-
-    fn executed(&mut self, position: Position) {
-        self.applied = self.applied.next();
-        self.counts.applied.store(self.applied.get(), Ordering::Relaxed);
-        self.link.executed(self.applied, position);
-    }
-
-    fn diverged(&mut self, at: Position, what: &str, hashes: &[u64]) {
-        self.monitor.diverged(at, what);
-        self.link.diverged(at, what, hashes);
-    }
-
-    fn healed(&mut self) {
-        self.link.healed();
     }
 }

@@ -37,6 +37,13 @@ pub enum PortError {
     Frontend(#[from] FrontendError),
 }
 
+/// Whether a device process is used, as every thread that has to do with it sees it.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    given: Arc<AtomicBool>,
+    kind: DeviceKind,
+}
+
 /// One device process.
 #[derive(Debug)]
 pub struct DevicePort {
@@ -45,8 +52,7 @@ pub struct DevicePort {
     facts: DeviceFacts,
     pub(super) staging: VmmEnd,
     frontend: FrontEnd,
-    /// Cleared when the process is not used any more; the VM goes on without it.
-    alive: Arc<AtomicBool>,
+    alive: Liveness,
     /// The frame to be received next; empty when there is none.
     pub(super) frame: Vec<u8>,
     /// Chains the device process is done with and that were not yet given back, per queue.
@@ -90,7 +96,7 @@ impl DevicePort {
             facts,
             staging,
             frontend,
-            alive: Arc::new(AtomicBool::new(true)),
+            alive: Liveness::new(kind),
             frame: Vec::new(),
             returned: vec![0; queues],
         })
@@ -141,13 +147,13 @@ impl DevicePort {
     /// Whether the process still answers.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Relaxed)
+        self.alive.is_given()
     }
 
     /// Where others can see whether the process still answers.
     #[must_use]
-    pub fn liveness(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.alive)
+    pub fn liveness(&self) -> Liveness {
+        self.alive.clone()
     }
 
     /// Tells the process where the queues are, after the guest's driver became ready.
@@ -248,32 +254,47 @@ impl DevicePort {
         gate.set_mode(Mode::Live);
     }
 
-    /// The process did what it must not, or is gone. The VM goes on without it.
+    /// The process did what it must not.
     pub(super) fn fail(&mut self, why: &dyn std::error::Error) {
-        if self.alive.swap(false, Ordering::Relaxed) {
-            tracing::error!(
-                device = ?self.kind,
-                reason = %why,
-                "The device process is not used any more; the guest goes on without it until this node is restarted"
-            );
-        }
+        self.alive.end(why);
     }
 
     /// Waits until the process did something, or for a moment.
     pub(super) fn nap(&mut self) {
         if self.staging.prepare_sleep() {
             let doorbell = self.staging.doorbell().as_fd();
-            // The time-out only bounds how late a hang-up is seen; the doorbell is what ends the wait.
+            // The time-out only bounds how late the end of the process is seen; the doorbell is what ends the wait.
             let _ = poll(&mut [PollFd::new(&doorbell, PollFlags::IN)], Some(&NAP));
         }
         self.staging.wake_up();
-        self.check_hang_up();
+    }
+}
+
+impl Drop for DevicePort {
+    /// The process is free to go.
+    fn drop(&mut self) {
+        self.alive.given.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Liveness {
+    fn new(kind: DeviceKind) -> Self {
+        Self {
+            given: Arc::new(AtomicBool::new(true)),
+            kind,
+        }
     }
 
-    /// Notices a process that died.
-    pub(super) fn check_hang_up(&mut self) {
-        if self.is_alive() && self.staging.is_hung_up() {
-            self.fail(&Gone);
+    /// Whether it is still used.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// It is not used any more, for good.
+    pub(super) fn end(&self, why: &dyn std::error::Error) {
+        if self.given.swap(false, Ordering::Relaxed) {
+            tracing::error!(device = ?self.kind, reason = %why, "The device process is not used any more");
         }
     }
 }
@@ -291,7 +312,3 @@ pub(super) fn follow_driver(ports: &mut [DevicePort], machine: &Machine, exit: &
         }
     }
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("The process closed its staging socket: it has died or was stopped")]
-struct Gone;

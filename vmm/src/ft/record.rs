@@ -5,7 +5,10 @@
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
 mod heal;
+mod sink;
 mod stall;
+
+pub use sink::{LogSink, PeerLost};
 
 use super::batch::Batch;
 use super::clock::HostClock;
@@ -21,7 +24,6 @@ use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::state::dirty::Page;
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
-use lockstep_protocol::divergence::Patient;
 use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
@@ -34,54 +36,6 @@ const TICK_EVERY: Duration = Duration::from_millis(1);
 const SEND_EVERY: Duration = Duration::from_millis(4);
 /// How long to sleep between two looks at outputs that are still held, after the guest is over.
 const DRAIN_NAP: Duration = Duration::from_millis(1);
-
-/// Where the records of a live machine go.
-pub trait LogSink: Send {
-    /// Appends what enters in the window at `position`, the last one closing it, and returns the log offset before the
-    /// first of them. Waits while the log window is full.
-    ///
-    /// # Errors
-    /// [`PeerLost`] when there is nobody to log for any more; nothing was appended then.
-    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost>;
-
-    /// Lets what was appended be sent. Called when an output waits for it or the guest idles: input alone may wait for
-    /// the next of these, so that a window costs the sender one wake-up instead of two.
-    fn flush(&mut self) {}
-
-    /// Whether the peer is lost; asked in every window.
-    fn is_lost(&self) -> bool;
-
-    /// Whether somebody executes the log: a guest that is stopped in the middle of a run then needs a delta.
-    fn has_backup(&self) -> bool {
-        true
-    }
-
-    /// Whether the backup has diverged and said all that is needed to heal it.
-    fn wants_heal(&self) -> bool {
-        false
-    }
-
-    /// That backup; given once.
-    fn poll_heal(&mut self) -> Option<Patient> {
-        None
-    }
-
-    /// Appends the delta that heals it, without waiting for room: nothing is acked before it is there.
-    ///
-    /// # Errors
-    /// When the backup is lost.
-    fn treat(&mut self, position: Position, delta: &[Input<&[u8]>]) -> Result<(), PeerLost> {
-        self.append(position, delta).map(drop)
-    }
-
-    /// The log offset after the last record.
-    fn end(&self) -> LogOffset;
-}
-
-/// There is nobody at the other end of the log any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("The backup is lost")]
-pub struct PeerLost;
 
 /// Why a window could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +62,8 @@ pub struct Recorder {
     batch: Batch,
     attention: Attention,
     errands: Option<Errands>,
+    /// How many device processes were used when the run loop was last told.
+    used: usize,
     /// When records were last sent without an output that waits for them.
     sent_at: GuestTime,
     deltas: DeltaMaker,
@@ -125,6 +81,7 @@ impl Recorder {
     pub fn new(sink: Box<dyn LogSink>, ports: Vec<DevicePort>, clock: HostClock, waker: Waker) -> Self {
         Self {
             sink,
+            used: ports.len(),
             ports,
             clock,
             waker,
@@ -322,8 +279,10 @@ impl Recorder {
     }
 
     /// Whether the run loop is wanted for something that needs no input.
-    fn is_wanted(&self) -> bool {
-        self.sink.wants_heal()
+    fn is_wanted(&mut self) -> bool {
+        let used = self.ports.iter().filter(|port| port.is_alive()).count();
+        let lost = used < std::mem::replace(&mut self.used, used);
+        lost || self.sink.wants_heal()
             || self.attention.is_wanted()
             || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }

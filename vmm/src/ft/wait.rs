@@ -42,7 +42,6 @@ pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Durat
     } else {
         Some(limit.map_or(BLOCKED_NAP, |limit| limit.min(BLOCKED_NAP)))
     };
-    let mut hung_up = false;
     {
         let alive = ports.iter().filter(|port| port.is_alive());
         let mut fds = vec![PollFd::new(&*waker.0, PollFlags::IN)];
@@ -51,22 +50,14 @@ pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Durat
                 port.staging.doorbell().as_fd(),
                 PollFlags::IN,
             ));
-            fds.push(PollFd::from_borrowed_fd(port.staging.socket(), PollFlags::RDHUP));
         }
         let timeout = limit.map(|limit| Timespec::try_from(limit).unwrap_or(LONG));
-        if poll(&mut fds, timeout.as_ref()).is_ok() {
-            hung_up = fds.iter().any(|fd| {
-                fd.revents()
-                    .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
-            });
-        }
+        // An interrupted sleep is over like any other: the caller looks at everything again.
+        let _ = poll(&mut fds, timeout.as_ref());
     }
     waker.0.drain();
     for port in ports.iter_mut().filter(|port| port.is_alive()) {
         port.staging.wake_up();
-        if hung_up {
-            port.check_hang_up();
-        }
     }
 }
 

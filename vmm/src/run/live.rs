@@ -170,12 +170,22 @@ impl Live {
             }
         }
         self.note(host);
+        if let Some(ended) = self.lost_device() {
+            return Ok(Some(ended));
+        }
         if end.is_none() {
             self.heal(host)?;
             self.see_to_errand(host);
             self.reprotect(host)?;
         }
         Ok(end.map(Ended::Guest))
+    }
+
+    /// A device process of this host is gone: the backup has its own. Without a backup the guest goes on with what is
+    /// left.
+    fn lost_device(&self) -> Option<Ended> {
+        let lost = self.recorder.ports().iter().find(|port| !port.is_alive())?;
+        self.pair.as_ref().map(|_| Ended::DeviceLost(lost.kind()))
     }
 
     /// The guest was stopped in the middle of a run: what waits for it enters there.
@@ -190,6 +200,9 @@ impl Live {
             }
         }
         self.note(host);
+        if let Some(ended) = self.lost_device() {
+            return Ok(Some(ended));
+        }
         self.heal(host)?;
         self.see_to_errand(host);
         self.reprotect(host)?;
@@ -251,6 +264,7 @@ impl Live {
                 Ended::Guest(End::PowerOff) => Parting::PowerOff,
                 Ended::Guest(_) => Parting::Failed,
                 Ended::Stopped => Parting::Stopped,
+                Ended::DeviceLost(_) => Parting::DeviceFailed,
             });
         }
         ended

@@ -2,7 +2,7 @@
 
 use super::live::{Live, NoLog};
 use super::reprotect::Search;
-use super::{Ended, Host, start};
+use super::{DeviceLost, Ended, Host, start};
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
@@ -68,9 +68,13 @@ impl Shadow {
                     return self.take_over(host, exit);
                 }
                 Ok(Replayed::Closed) => {}
-                Err(why) => return Err(self.give_up(host, why)),
+                Err(why) => return Err(self.give_up(host, parting(&why), why)),
             }
             host.monitor.deltas(self.replayer.deltas());
+            if let Some(lost) = self.replayer.ports().iter().find(|port| !port.is_alive()) {
+                let why = DeviceLost(lost.kind());
+                return Err(self.give_up(host, Parting::DeviceFailed, why));
+            }
             if let Some(end) = end {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
@@ -109,16 +113,10 @@ impl Shadow {
         Ended::Stopped
     }
 
-    /// This host cannot follow any more: the primary learns it at once and goes on alone.
-    fn give_up(self, host: &Host, why: ReplayError) -> anyhow::Error {
+    /// This host is no backup any more: the primary learns it at once and goes on alone.
+    fn give_up(self, host: &Host, parting: Parting, why: impl Into<anyhow::Error>) -> anyhow::Error {
         let term = self.pair.term();
-        self.leave(
-            host,
-            match &why {
-                ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
-                ReplayError::Mirror(_) => Parting::DiskFailed,
-            },
-        );
+        self.leave(host, parting);
         host.monitor.note(What::Halted);
         host.monitor.set_role(Role::Halted, term);
         why.into()
@@ -180,6 +178,13 @@ impl Shadow {
             Settled::Stopped => Ok(Ended::Stopped),
             Settled::Halts { by, term } => Err(host.halt(&ports, &by, term)),
         }
+    }
+}
+
+fn parting(why: &ReplayError) -> Parting {
+    match why {
+        ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
+        ReplayError::Mirror(_) => Parting::DiskFailed,
     }
 }
 

@@ -40,6 +40,17 @@ pub struct Taken {
     pub state: MachineState,
 }
 
+/// What is to be done after a piece.
+#[derive(Debug)]
+pub enum Step {
+    /// The next piece is taken.
+    Next,
+    /// The source is told that everything so far is in place.
+    Confirm,
+    /// That was all of it.
+    Taken(Box<Taken>),
+}
+
 /// Takes everything in, pages into `memory`.
 ///
 /// # Errors
@@ -53,15 +64,33 @@ pub fn take_in(
     progress.round(0);
     loop {
         let (kind, bytes) = source.take()?;
-        match kind {
-            piece::PAGES => {
-                let count = pages::apply(&bytes, memory)?;
-                progress.moved(count, bytes.len() as u64);
-            }
-            piece::ROUND => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
-            piece::MACHINE => return machine(bytes),
-            other => return Err(IntakeError::Piece(other)),
+        match take_piece(kind, bytes, memory, progress)? {
+            Step::Next => {}
+            Step::Confirm => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
+            Step::Taken(taken) => return Ok(*taken),
         }
+    }
+}
+
+/// Takes one piece in: what another host said, whatever it is.
+///
+/// # Errors
+/// When there is no such piece.
+pub fn take_piece(
+    kind: u8,
+    bytes: Bytes,
+    memory: &GuestRam,
+    progress: &Progress,
+) -> Result<Step, IntakeError> {
+    match kind {
+        piece::PAGES => {
+            let count = pages::apply(&bytes, memory)?;
+            progress.moved(count, bytes.len() as u64);
+            Ok(Step::Next)
+        }
+        piece::ROUND => Ok(Step::Confirm),
+        piece::MACHINE => Ok(Step::Taken(Box::new(machine(bytes)?))),
+        other => Err(IntakeError::Piece(other)),
     }
 }
 

@@ -4,8 +4,10 @@
 use super::{Vcpu, xsave};
 use crate::board::clock::MSR_WALL_CLOCK;
 use crate::board::pc::MSR_TSC;
+use crate::state::bounds;
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_MAX_MSR_ENTRIES, Msrs, kvm_debugregs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use serde::{Deserialize, Serialize};
@@ -19,8 +21,8 @@ const LEFT_OUT: [std::ops::RangeInclusive<u32>; 6] = [
     0x4000_0000..=0x4000_ffff,           // Hyper-V
     0xc000_0103..=0xc000_0104,           // TSC_AUX, which comes with RDTSCP, and the ratio of the counter
 ];
-/// More MSRs than any KVM lists.
-const MSRS_MAX: usize = 1024;
+/// As many as one ioctl takes; KVM is asked for no longer list either.
+const MSRS_MAX: usize = KVM_MAX_MSR_ENTRIES;
 
 /// What a vCPU is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ pub struct VcpuState {
     xsave: Vec<u32>,
     xcrs: kvm_xcrs,
     debug: kvm_debugregs,
+    #[serde(deserialize_with = "bounds::no_longer::<MSRS_MAX, _, _, _>")]
     msrs: Vec<(u32, u64)>,
     events: kvm_vcpu_events,
     mp_state: kvm_mp_state,
@@ -159,7 +162,7 @@ impl Vcpu {
     }
 
     fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
-        let mut rest = &msrs[..msrs.len().min(MSRS_MAX)];
+        let mut rest = msrs;
         while !rest.is_empty() {
             let block = block(rest.iter().copied());
             let set = self.fd.set_msrs(&block).map_err(refused("set its MSRs"))?;

@@ -74,6 +74,12 @@ pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
             .reduce(f64::max);
         report.figure(key, words, worst.map(|worst| (worst * 10.0).round() / 10.0));
     }
+    let late = faults.iter().map(|fault| fault.late).max().unwrap_or_default();
+    report.figure(
+        "input_wait_ms",
+        "Longest wait of an input for a window, survivor, ms",
+        ms(late),
+    );
     report.figure("fsck_errors", "File system errors", fsck);
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));

@@ -15,7 +15,7 @@ use lockstep_demo::outside::{self, Outside};
 use serde_json::Value;
 
 use super::{Order, until_acked};
-use crate::lab::config::{DEBIAN_MEMORY_MIB, Guest, cmdline};
+use crate::lab::config::{Guest, cmdline};
 use crate::lab::guest_image::{STATIC_PORT, STATIC_WORD};
 use crate::lab::host_image::{GUEST as GUEST_DIR, LOG_PORT, TAP};
 use crate::lab::report::Report;
@@ -100,12 +100,12 @@ fn redis_life(world: &mut World, order: &Order) -> anyhow::Result<Value> {
 }
 
 fn start(world: &World, word: &str) -> anyhow::Result<()> {
-    let cmdline = cmdline(Guest::Debian);
+    let (cmdline, memory_mib) = (cmdline(Guest::Debian), Guest::Debian.memory_mib());
     world
         .host(Node::A)
         .run(&format!(
             "cd /tmp && {EXAMPLE} --kernel {GUEST_DIR}/vmlinuz --initrd {GUEST_DIR}/initrd --disk /dev/vda --tap {TAP} \
-             --memory-mib {DEBIAN_MEMORY_MIB} --cmdline '{cmdline} {word}' \
+             --memory-mib {memory_mib} --cmdline '{cmdline} {word}' \
              > {OUTPUT} 2> {LOG_PORT} < /dev/null &"
         ))
         .map(drop)

@@ -3,19 +3,25 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use lockstep_demo::outside;
 
 use super::{Order, failover, survive};
+use crate::lab::config::Guest;
 use crate::lab::report::Report;
 use crate::lab::wires::{GUEST, Node, Wire};
 use crate::lab::world::{Protection, World};
 
 /// Tells the story once.
 pub fn play(order: &Order) -> anyhow::Result<Report> {
+    if order.setting.guest == Guest::Postgres {
+        bail!("What a far backup costs is measured with redis: leave --guest out");
+    }
     let mut world = World::build(&order.setting, "wan")?;
     world.power_on(Protection::None)?;
     let alone = outside::measure(GUEST, order.clients, MEASURE)?;
     world.power_off()?;
+    world.copy_image()?;
 
     world.worsen(Wire::Pair, &order.netem)?;
     world.power_on(Protection::Pair)?;

@@ -63,7 +63,12 @@ impl Drive {
         }
         if self.issuing.is_none() {
             let gate = self.shown.gate();
+            // Between the outbox and the system call the process may lose its processor for any time.
+            let interrupted = env.dice.chance(200);
             self.issuing = self.held.poll_release(&gate, desk.now(env)).map(Issuing::Due);
+            if interrupted && self.issuing.is_some() {
+                return env.ring(desk.host, desk.boot, Actor::Disk);
+            }
         }
         if let Some(Issuing::Due(made)) = self.issuing {
             self.issue(env, desk, made, chain);

@@ -13,6 +13,8 @@ pub struct Tally {
     pub takeovers: u64,
     /// Primaries that went on without their backup.
     pub survivals: u64,
+    /// Hosts that lived alone and made a backup of a spare.
+    pub reprotections: u64,
     /// Hosts that lost a claim and halted.
     pub halts: u64,
     /// Hosts that were started alone.
@@ -32,6 +34,7 @@ impl Tally {
         self.outputs += other.outputs;
         self.takeovers += other.takeovers;
         self.survivals += other.survivals;
+        self.reprotections += other.reprotections;
         self.halts += other.halts;
         self.lone_starts += other.lone_starts;
         self.deltas += other.deltas;

@@ -21,6 +21,10 @@ const GRACE: u64 = 2_000_000;
 impl Process {
     /// The driver was woken.
     pub(super) fn drive(&mut self, env: &mut Env) {
+        self.hear_state(env);
+        if let Part::Standby(_) = self.part {
+            return self.knock(env);
+        }
         match &self.pair {
             Pair::Nobody => {}
             Pair::Dialing(_) => self.dial(env),
@@ -39,9 +43,13 @@ impl Process {
             self.card.shown.publish_acked(acked);
             self.drive.shown.publish_acked(acked);
         }
-        if let Some(until) = news.lease {
-            self.card.shown.publish_lease(until);
-            self.drive.shown.publish_lease(until);
+        if news.acked.is_some() || news.lease {
+            let (acked, until) = (end.machine.acked(), end.machine.lease_until());
+            // What was held before the log began does not leave before the backup has a record of it (I13).
+            if acked > end.start {
+                self.card.shown.publish_lease(until);
+                self.drive.shown.publish_lease(until);
+            }
         }
         let wakes_vcpu = end.lost.is_some()
             || end.machine.wants_heal()

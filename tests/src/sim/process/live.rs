@@ -38,6 +38,9 @@ impl Process {
         if !self.powered {
             return self.power_on(env);
         }
+        if !self.stalled && self.stands_still(env) {
+            return;
+        }
         let exit = match self.window.take() {
             Some(exit) => exit,
             None if self.stalled => return self.end_stall(env),
@@ -175,7 +178,7 @@ impl Process {
     }
 
     /// Logs and injects. Gives the log offset before the first input.
-    fn enter(&mut self, env: &mut Env, inputs: &[Input<&[u8]>]) -> LogOffset {
+    pub(super) fn enter(&mut self, env: &mut Env, inputs: &[Input<&[u8]>]) -> LogOffset {
         let position = self.guest.position();
         let start = match &mut self.pair {
             Pair::Primary(end) => {
@@ -269,7 +272,7 @@ impl Process {
     }
 
     /// The window is closed: the guest runs to its next exit.
-    fn run_on(&mut self, env: &mut Env) {
+    pub(super) fn run_on(&mut self, env: &mut Env) {
         self.window = None;
         self.heal(env);
         self.busy_until = self

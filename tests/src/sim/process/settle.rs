@@ -85,6 +85,12 @@ impl Claimant {
 }
 
 impl Settling {
+    /// Is it a backup that received no record of its log?
+    fn is_without_log(&self) -> bool {
+        matches!(&self.claimant, Claimant::Backup(survivor)
+            if survivor.takeover.end() == survivor.following.start)
+    }
+
     /// How much of the log of a session a survivor holds.
     pub(super) fn holds(&self, session: ConnId) -> Option<LogOffset> {
         match &self.claimant {
@@ -104,6 +110,13 @@ impl Process {
         match settling.claimant.poll_deed(now) {
             Some(Deed::Claim { expected }) => {
                 env.tell(self.desk.host, || format!("claims the term after {expected}"));
+                if settling.is_without_log() {
+                    env.accuse(
+                        "I13",
+                        self.desk.host,
+                        &"it claims a term, but has no record of the log",
+                    );
+                }
                 self.ask(env, Question::Claim(expected));
             }
             Some(Deed::Promote { term }) => return self.live_on(env, term),
@@ -154,6 +167,7 @@ impl Process {
         env.tell(self.desk.host, || format!("lives alone in term {term}"));
         self.desk.term = term;
         self.desk.session = None;
+        self.desk.copied_at = None;
         self.card.shown.go_live_alone();
         self.drive.shown.go_live_alone();
         env.oracle.note_alone(self.desk.host);
@@ -218,8 +232,9 @@ impl Process {
         if survivor.following.follower.is_astray() {
             return self.end(env, "its copy of the VM had diverged");
         }
-        if self.guest.position() == Position::ZERO {
-            return self.end(env, "the primary left before it powered the VM on");
+        let has_log = survivor.takeover.end() > survivor.following.start;
+        if !has_log || self.guest.position() == Position::ZERO {
+            return self.end(env, "the primary left before the log began");
         }
         survivor.takeover.handle_replayed();
         survivor.replaying = false;

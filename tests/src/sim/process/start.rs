@@ -11,7 +11,7 @@ use super::{Pair, Part, Process};
 use crate::sim::agenda::Actor;
 use crate::sim::arbiter::{Answer, Question, verdict_of};
 use crate::sim::device::Mode;
-use crate::sim::env::Env;
+use crate::sim::env::{Env, PAIRED};
 
 /// What an operator starts a node as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(crate) enum StartAs {
     Backup,
     /// Without a backup.
     Alone,
+    /// For a VM that runs elsewhere without one.
+    Standby,
 }
 
 impl Process {
@@ -53,19 +55,21 @@ impl Process {
     fn start_as(&mut self, env: &mut Env, role: StartAs, newest: Term, holds: bool) {
         match role {
             StartAs::Primary => {
-                self.pair = Pair::Dialing(Dialing::new(self.hello(env, Role::Primary, newest.next())));
+                let hello = self.hello(env, Role::Primary, newest.next(), LogOffset::ZERO);
+                self.pair = Pair::Dialing(Dialing::new(hello, PAIRED - 1 - self.desk.host));
                 self.becomes(env, Part::Meeting { newest });
                 self.ring(env, Actor::Driver);
             }
             StartAs::Backup => {
                 self.desk.term = newest.next();
-                let hello = self.hello(env, Role::Backup, newest.next());
+                let hello = self.hello(env, Role::Backup, newest.next(), LogOffset::ZERO);
                 self.pair = Pair::Listening(Listening::new(hello));
                 self.becomes(env, Part::Meeting { newest });
             }
             // A host that starts alone must not do so beside a survivor.
             StartAs::Alone if !holds => self.end(env, "the other host may still be running the VM"),
             StartAs::Alone => self.claim_first(env, newest, true),
+            StartAs::Standby => unreachable!("a spare does not ask for the newest term"),
         }
     }
 
@@ -100,14 +104,14 @@ impl Process {
         self.ring(env, Actor::Vcpu);
     }
 
-    fn hello(&self, env: &Env, role: Role, term: Term) -> Hello {
+    pub(super) fn hello(&self, env: &Env, role: Role, term: Term, start: LogOffset) -> Hello {
         Hello {
             version: PROTOCOL_VERSION,
             release: "simulated".into(),
             node: self.me.node.clone(),
             role,
             term,
-            start: LogOffset::ZERO,
+            start,
             config: Digest::new([1; 32]),
             template: Digest::new([2; 32]),
             devices: Digest::new([3; 32]),

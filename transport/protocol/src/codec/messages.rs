@@ -67,6 +67,7 @@ fn put_body(out: &mut BytesMut, message: &Message) {
             Parting::Stopped => 2,
             Parting::Failed => 3,
             Parting::DiskFailed => 4,
+            Parting::DeviceFailed => 5,
         }),
         Message::Ack(ack) => {
             out.put_u64_le(ack.term.get());
@@ -303,6 +304,7 @@ fn parse_parting(byte: u8) -> Result<Parting, Unread> {
         2 => Ok(Parting::Stopped),
         3 => Ok(Parting::Failed),
         4 => Ok(Parting::DiskFailed),
+        5 => Ok(Parting::DeviceFailed),
         _ => Err(Unread::Malformed),
     }
 }

@@ -88,6 +88,16 @@ impl Network {
         }
         Ok(all)
     }
+
+    /// Takes a tap down, as if its cable were pulled; [`Self::plug`] brings it up again.
+    pub(crate) async fn pull(&self, tap: &str) -> anyhow::Result<()> {
+        let Some(tap) = index(&self.netlink, tap).await? else {
+            return Ok(());
+        };
+        let message = LinkUnspec::new_with_index(tap).down().build();
+        let set = self.netlink.link().set(message).execute().await;
+        set.context("Cannot take a tap down")
+    }
 }
 
 async fn up(netlink: &Handle, index: u32) -> Result<(), rtnetlink::Error> {

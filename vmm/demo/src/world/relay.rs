@@ -1,13 +1,14 @@
 //! The wire between the two hosts when it must be possible to cut it: a UDP relay on its own thread. Each host is looked
 //! for at a front address; what arrives there goes on to the host's own address, and answers find their way back. Cut,
-//! it drops everything, both ways, silently, as a broken cable does.
+//! it drops everything, one way or both, silently, as a broken cable does; it can be slow and lossy as well.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
@@ -21,9 +22,26 @@ pub(crate) struct Route {
     pub(crate) back: SocketAddr,
 }
 
+/// What the wire does to packets.
+#[derive(Debug, Default)]
+struct Weather {
+    /// Nothing passes to the host of the first route, or from it.
+    cut_to_first: AtomicBool,
+    cut_from_first: AtomicBool,
+    delay_us: AtomicU64,
+    loss_per_mille: AtomicU32,
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    ToFirst,
+    FromFirst,
+}
+
 /// The relay; it stops when dropped.
 pub(crate) struct Relay {
-    cut: Arc<AtomicBool>,
+    weather: Arc<Weather>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,17 +57,18 @@ impl Relay {
                 Ok((socket, *route))
             })
             .collect::<io::Result<Vec<_>>>()?;
-        let cut = Arc::new(AtomicBool::new(false));
+        let weather = Arc::new(Weather::default());
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
+            .enable_all()
             .build()?;
-        let seen = Arc::clone(&cut);
+        let seen = Arc::clone(&weather);
         let thread = thread::Builder::new().name("relay".into()).spawn(move || {
             runtime.block_on(async move {
-                for (socket, route) in fronts {
+                let ways = [Way::ToFirst, Way::FromFirst];
+                for ((socket, route), way) in fronts.into_iter().zip(ways) {
                     if let Ok(socket) = UdpSocket::from_std(socket) {
-                        tokio::spawn(forward(Arc::new(socket), route.back, Arc::clone(&seen)));
+                        tokio::spawn(forward(Arc::new(socket), route.back, way, Arc::clone(&seen)));
                     }
                 }
                 // Either word or silence: the owner is gone.
@@ -57,7 +76,7 @@ impl Relay {
             });
         })?;
         Ok(Self {
-            cut,
+            weather,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -65,7 +84,65 @@ impl Relay {
 
     /// From now on nothing passes.
     pub(crate) fn cut(&self) {
-        self.cut.store(true, Ordering::SeqCst);
+        self.cut_ways(true, true);
+    }
+
+    /// From now on nothing passes to the host of the first route, nothing comes from it, or both.
+    pub(crate) fn cut_ways(&self, to_first: bool, from_first: bool) {
+        self.weather.cut_to_first.store(to_first, Ordering::SeqCst);
+        self.weather.cut_from_first.store(from_first, Ordering::SeqCst);
+    }
+
+    /// From now on every packet takes `delay` and every thousandth is lost `loss_per_mille` times. Overtaking is
+    /// possible, as on a wide network.
+    pub(crate) fn worsen(&self, delay: Duration, loss_per_mille: u32) {
+        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.weather.delay_us.store(delay, Ordering::SeqCst);
+        self.weather
+            .loss_per_mille
+            .store(loss_per_mille, Ordering::SeqCst);
+    }
+
+    /// The wire is as good as new.
+    pub(crate) fn mend(&self) {
+        self.cut_ways(false, false);
+        self.worsen(Duration::ZERO, 0);
+    }
+}
+
+impl Way {
+    fn back(self) -> Self {
+        match self {
+            Self::ToFirst => Self::FromFirst,
+            Self::FromFirst => Self::ToFirst,
+        }
+    }
+}
+
+impl Weather {
+    /// Lets a packet that goes `way` reach `send`, late or never.
+    async fn carry<F>(&self, way: Way, send: impl FnOnce() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cut = match way {
+            Way::ToFirst => &self.cut_to_first,
+            Way::FromFirst => &self.cut_from_first,
+        };
+        let loss = self.loss_per_mille.load(Ordering::SeqCst);
+        if cut.load(Ordering::SeqCst) || (loss > 0 && rand::random_range(0..1000) < loss) {
+            return;
+        }
+        match self.delay_us.load(Ordering::SeqCst) {
+            0 => send().await,
+            delay => {
+                let late = send();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_micros(delay)).await;
+                    late.await;
+                });
+            }
+        }
     }
 }
 
@@ -79,7 +156,7 @@ impl Drop for Relay {
 }
 
 /// Moves what arrives at `front` on to `back`, from one socket for each sender so that answers can be told apart.
-async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) {
+async fn forward(front: Arc<UdpSocket>, back: SocketAddr, way: Way, weather: Arc<Weather>) {
     let mut senders: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut packet = vec![0; PACKET_MAX];
     loop {
@@ -87,9 +164,6 @@ async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) 
         let Ok((size, sender)) = front.recv_from(&mut packet).await else {
             continue;
         };
-        if cut.load(Ordering::SeqCst) {
-            continue;
-        }
         if !senders.contains_key(&sender) {
             if senders.len() == SENDERS_MAX {
                 senders.clear();
@@ -104,24 +178,38 @@ async fn forward(front: Arc<UdpSocket>, back: SocketAddr, cut: Arc<AtomicBool>) 
                 Arc::clone(&front),
                 Arc::clone(&socket),
                 sender,
-                Arc::clone(&cut),
+                way.back(),
+                Arc::clone(&weather),
             ));
             senders.insert(sender, socket);
         }
-        let _ = senders[&sender].send(&packet[..size]).await;
+        let (socket, packet) = (Arc::clone(&senders[&sender]), packet[..size].to_vec());
+        let send = || async move {
+            // An error here is the answer to an earlier packet, too.
+            let _ = socket.send(&packet).await;
+        };
+        weather.carry(way, send).await;
     }
 }
 
 /// Moves answers back to the one sender.
-async fn answer(front: Arc<UdpSocket>, socket: Arc<UdpSocket>, sender: SocketAddr, cut: Arc<AtomicBool>) {
+async fn answer(
+    front: Arc<UdpSocket>,
+    socket: Arc<UdpSocket>,
+    sender: SocketAddr,
+    way: Way,
+    weather: Arc<Weather>,
+) {
     let mut packet = vec![0; PACKET_MAX];
     loop {
         let Ok(size) = socket.recv(&mut packet).await else {
             continue;
         };
-        if !cut.load(Ordering::SeqCst) {
-            let _ = front.send_to(&packet[..size], sender).await;
-        }
+        let (front, packet) = (Arc::clone(&front), packet[..size].to_vec());
+        let send = || async move {
+            let _ = front.send_to(&packet, sender).await;
+        };
+        weather.carry(way, send).await;
     }
 }
 

@@ -26,7 +26,18 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) copy: Option<Copy>,
     #[serde(default)]
+    pub(crate) devices: Vec<Device>,
+    #[serde(default)]
+    pub(crate) lease_ms_left: Option<u64>,
+    #[serde(default)]
     pub(crate) events: Vec<Event>,
+}
+
+/// One device process.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) kind: String,
+    pub(crate) pid: Option<i32>,
 }
 
 /// The other host, as that node sees it.

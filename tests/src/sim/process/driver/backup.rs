@@ -133,7 +133,13 @@ impl BackupEnd {
             Word::Closed | Word::Refused => {
                 self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
-            Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::Read(_) | Word::Ack(_) | Word::Sick(_) => {}
+            Word::Hello(_)
+            | Word::Agreed
+            | Word::Log(_)
+            | Word::Read(_)
+            | Word::Ack(_)
+            | Word::Sick(_)
+            | Word::State(_) => {}
         }
     }
 

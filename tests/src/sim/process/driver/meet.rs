@@ -10,9 +10,9 @@ use lockstep_protocol::primary::Primary;
 use super::{BackupEnd, PrimaryEnd};
 use crate::sim::agenda::Actor;
 use crate::sim::clock::Moment;
-use crate::sim::env::{Env, HOSTS};
+use crate::sim::env::Env;
 use crate::sim::process::{Following, Pair, Part, Process};
-use crate::sim::wires::{Arrival, ConnId, Word};
+use crate::sim::wires::{Arrival, ConnId, Place, Word};
 
 /// How long one attempt to connect may take before the next begins.
 const ATTEMPT: u64 = 1_000_000_000;
@@ -23,14 +23,17 @@ const PAUSE: (u64, u64) = (20_000_000, 500_000_000);
 #[derive(Debug)]
 pub(crate) struct Dialing {
     hello: Hello,
+    /// Where the backup is.
+    to: Place,
     attempt: Option<(ConnId, Moment)>,
     heard: VecDeque<(ConnId, Word)>,
 }
 
 impl Dialing {
-    pub(crate) fn new(hello: Hello) -> Self {
+    pub(crate) fn new(hello: Hello, to: Place) -> Self {
         Self {
             hello,
+            to,
             attempt: None,
             heard: VecDeque::new(),
         }
@@ -83,7 +86,7 @@ impl Process {
                 }
                 Word::Hello(_) | Word::Refused => {
                     env.send(conn, host, Word::Refused);
-                    return self.end(env, "the other host is no match");
+                    return self.backup_is_no_match(env);
                 }
                 _ => dialing.attempt = Some((conn, env.now)),
             }
@@ -93,7 +96,7 @@ impl Process {
             if let Some((conn, _)) = dialing.attempt {
                 env.send(conn, host, Word::Closed);
             }
-            let conn = env.wires.connect(host, HOSTS - 1 - host);
+            let conn = env.wires.connect(host, dialing.to);
             let until = env.now.later(ATTEMPT + env.dice.between(PAUSE));
             dialing.attempt = Some((conn, until));
             let hello = Word::Hello(Box::new(dialing.hello.clone()));
@@ -107,8 +110,10 @@ impl Process {
         let Pair::Dialing(dialing) = &self.pair else {
             return;
         };
-        let Part::Meeting { newest } = self.part else {
-            return;
+        let newest = match self.part {
+            Part::Meeting { newest } => newest,
+            Part::Pairing { .. } => self.desk.term,
+            _ => return,
         };
         env.tell(self.desk.host, || "has found its backup".into());
         env.send(conn, self.desk.host, Word::Agreed);
@@ -118,7 +123,18 @@ impl Process {
         self.pair = Pair::Primary(Box::new(PrimaryEnd::new(conn, machine)));
         self.desk.session = Some(conn);
         self.ring(env, Actor::Driver);
-        self.claim_first(env, newest, false);
+        match self.part {
+            Part::Pairing { .. } => self.claim_with_spare(env),
+            _ => self.claim_first(env, newest, false),
+        }
+    }
+
+    /// Whoever answered is no backup of this VM: a host that lives alone goes on so, any other has nothing to live for.
+    fn backup_is_no_match(&mut self, env: &mut Env) {
+        match self.part {
+            Part::Pairing { .. } => self.stay_alone(env, "the spare is no match"),
+            _ => self.end(env, "the other host is no match"),
+        }
     }
 
     pub(super) fn listen(&mut self, env: &mut Env) {
@@ -151,6 +167,8 @@ impl Process {
         };
         env.tell(self.desk.host, || "has its primary".into());
         let hello = &listening.hello;
+        let start = hello.start;
+        self.desk.term = hello.term;
         let machine = Backup::new(hello.term, hello.timing, hello.start, self.desk.now(env));
         let mut end = BackupEnd::new(conn, machine);
         let early = std::mem::take(&mut listening.early).into_iter();
@@ -158,7 +176,14 @@ impl Process {
             end.hear(other, word);
         }
         self.pair = Pair::Backup(Box::new(end));
-        self.becomes(env, Part::Following(Following::default()));
+        self.becomes(
+            env,
+            Part::Following(Following {
+                applied: start,
+                start,
+                ..Following::default()
+            }),
+        );
         self.ring(env, Actor::Driver);
         self.ring(env, Actor::Vcpu);
     }

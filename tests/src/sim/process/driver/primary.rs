@@ -7,7 +7,6 @@ use lockstep_protocol::ids::LogOffset;
 use lockstep_protocol::message::Message;
 use lockstep_protocol::primary::Primary;
 use lockstep_protocol::session::PeerLost;
-use lockstep_protocol::time::Instant;
 
 use super::GRACE;
 use crate::sim::clock::Moment;
@@ -20,8 +19,8 @@ use crate::sim::wires::{Arrival, ConnId, Word};
 pub(super) struct News {
     /// Acks moved the log this far.
     pub(super) acked: Option<LogOffset>,
-    /// An echo came, and outputs may leave until then.
-    pub(super) lease: Option<Instant>,
+    /// An echo came: outputs may leave for longer.
+    pub(super) lease: bool,
     /// When the driver wants to be woken.
     pub(super) next: Moment,
 }
@@ -33,6 +32,8 @@ pub(crate) struct PrimaryEnd {
     pub(crate) conn: ConnId,
     /// The machine.
     pub(crate) machine: Primary,
+    /// Where the log begins.
+    pub(crate) start: LogOffset,
     /// How the backup was lost, once it is. Nothing is fed into the machine any more.
     pub(crate) lost: Option<PeerLost>,
     /// There is something to send.
@@ -49,6 +50,7 @@ impl PrimaryEnd {
     pub(crate) fn new(conn: ConnId, machine: Primary) -> Self {
         Self {
             conn,
+            start: machine.end(),
             machine,
             lost: None,
             rung: false,
@@ -74,7 +76,7 @@ impl PrimaryEnd {
     /// Everything the driver has to do now. What is ready at once is done in any order.
     pub(super) fn drive(&mut self, env: &mut Env, desk: &Desk) -> News {
         let before = self.machine.acked();
-        let mut lease = None;
+        let mut lease = false;
         let time_first = env.dice.chance(500);
         if time_first {
             self.watch(env, desk);
@@ -82,9 +84,7 @@ impl PrimaryEnd {
         while self.lost.is_none()
             && let Some(word) = self.inbox.pop_front()
         {
-            if self.hear(env, desk, &word) {
-                lease = Some(self.machine.lease_until());
-            }
+            lease |= self.hear(env, desk, &word);
         }
         if !time_first {
             self.watch(env, desk);
@@ -139,7 +139,7 @@ impl PrimaryEnd {
             Word::Closed | Word::Refused => {
                 self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
-            Word::Hello(_) | Word::Agreed | Word::Log(_) => {}
+            Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::State(_) => {}
         }
         false
     }
