@@ -135,7 +135,7 @@ pub const PLANTS: &[Plant] = &[
         name: "a-delta-enters-in-pieces",
         file: REPLAY,
         from: "            Input::DeltaPages { bytes } => self.keep(bytes, at),",
-        to: "            Input::DeltaPages { bytes } => Ok(Admitted::Delta { pages: Vec::new(), end: bytes }),",
+        to: "            Input::DeltaPages { bytes } => Ok(Admitted::Delta { pages: Vec::new(), end: bytes, heals: false }),",
     },
     Plant {
         name: "a-record-for-later-is-forgotten",

@@ -24,7 +24,7 @@ use crate::machine::{Exit, IdleLimit, Kick, Machine};
 use crate::state::dirty::Page;
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
-use lockstep_protocol::ids::{GuestTime, LogOffset, Position, QueueIndex};
+use lockstep_protocol::ids::{GuestTime, LogOffset, QueueIndex};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
 use std::time::{Duration, Instant};

@@ -187,6 +187,7 @@ impl Replayer {
                     self.become_like_primary(machine, &pages, &end, heals)?;
                     // The exit is long over there.
                     *exit = Exit::default();
+                    self.marked = false;
                 }
                 Ok(Admitted::Enters(record)) => {
                     self.enter(machine, &record)?;
