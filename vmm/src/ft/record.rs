@@ -154,6 +154,13 @@ impl Recorder {
         self
     }
 
+    /// Goes on counting deltas where a replay ended.
+    #[must_use]
+    pub fn with_deltas(mut self, counts: DeltaCounts) -> Self {
+        self.counts = counts;
+        self
+    }
+
     /// From now on errands, too, are a reason to leave a window in which the guest idles.
     #[must_use]
     pub fn with_errands(mut self, errands: Errands) -> Self {

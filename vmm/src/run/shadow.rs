@@ -153,6 +153,7 @@ impl Shadow {
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
         // The source goes first: the session belongs to one holder when it ends.
+        let deltas = replayer.deltas();
         let ports = replayer.into_ports();
         let mut takeover = pair.take_over();
         takeover.handle_replayed();
@@ -169,6 +170,7 @@ impl Shadow {
             Settled::Lives(term) => {
                 let clock = host.taken_over_clock(boottime().saturating_since(heard));
                 let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone())
+                    .with_deltas(deltas)
                     .with_console(host.typed.clone())
                     .with_errands(host.errands.clone());
                 let live = promote(host, recorder, &mut exit, term);
