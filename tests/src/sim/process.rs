@@ -92,6 +92,8 @@ impl Part {
 pub(crate) struct Following {
     follower: Follower,
     applied: LogOffset,
+    /// The primary's guest called for an output in the open window, or ended in it.
+    marked: bool,
     /// Where the log begins.
     start: LogOffset,
 }
@@ -101,6 +103,7 @@ impl Default for Following {
         Self {
             follower: Follower::new(DELTA_BYTES_MAX),
             applied: LogOffset::ZERO,
+            marked: false,
             start: LogOffset::ZERO,
         }
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// How often what was written is looked at in a window and forgotten. Each time, the guest's next write to each page costs an
 /// exit inside KVM; the longer the time, the larger is the first delta of a stall, and the later is a divergence found.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So many bytes of pages make a record.
 const PIECE_BYTES: usize = 256 << 10;
 /// What is sent for a page is never longer than the page and its head.

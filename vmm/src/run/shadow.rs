@@ -13,7 +13,7 @@ use crate::monitor::{Monitor, unix_ns};
 use crate::status::{Role, Takeover, What};
 use crate::vcpu::Watchdog;
 use anyhow::{Context, bail};
-use lockstep_protocol::ids::{Position, Term};
+use lockstep_protocol::ids::Term;
 use lockstep_protocol::message;
 use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Deed, Takeover as TakeoverMachine};
@@ -79,17 +79,20 @@ impl Shadow {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
-            exit = self.advance(host)?;
+            exit = match self.advance(host)? {
+                Ok(exit) => exit,
+                Err(why) => return Err(self.give_up(host, parting(&why), why)),
+            };
         }
     }
 
     /// Runs to the next exit, which the primary's guest is known to have made. One that does not come there has diverged.
-    fn advance(&mut self, host: &mut Host) -> anyhow::Result<Exit> {
+    fn advance(&mut self, host: &mut Host) -> anyhow::Result<Result<Exit, ReplayError>> {
         let begun = Instant::now();
         let at = host.machine.position();
         let why = loop {
             match host.machine.advance() {
-                Ok(Advance::Exit(exit)) => return Ok(exit),
+                Ok(Advance::Exit(exit)) => return Ok(Ok(exit)),
                 Ok(Advance::Stalled) if begun.elapsed() < RUN_MAX => {}
                 Ok(Advance::Stalled) => break Diverged::Stuck(at),
                 Err(StepError::Vcpu(error)) => {
@@ -102,8 +105,8 @@ impl Shadow {
                 Err(error) => return Err(error.into()),
             }
         };
-        self.replayer.diverge(&host.machine, &why)?;
-        Ok(Exit::default())
+        let strayed = self.replayer.diverge(&host.machine, &why);
+        Ok(strayed.map(|()| Exit::default()))
     }
 
     fn leave(self, host: &Host, why: Parting) -> Ended {
@@ -145,7 +148,8 @@ impl Shadow {
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
-        if !pair.has_log() || host.machine.position() == Position::ZERO {
+        // With one record of it the machine is powered on, or was copied.
+        if !pair.has_log() {
             bail!(
                 "The primary left before the log began; start this node again ({})",
                 loss.why

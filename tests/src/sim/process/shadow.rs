@@ -104,11 +104,17 @@ impl Process {
         let at = self.guest.position();
         let (mut exit, mut ends) = (exit, false);
         match following.follower.handle_record(record, at, called) {
+            Ok(Admitted::Later) if exit.end => {
+                let outcome = self.diverge(env, following, &"its guest ended");
+                self.window = Some(Exit::default());
+                return outcome;
+            }
             // The primary has left this window for certain: the guest runs on.
-            Ok(Admitted::Later) if exit.end => return self.diverge(env, following, &"its guest ended"),
-            Ok(Admitted::Later) => return Replay::More,
-            Ok(Admitted::Kept) => {}
-            Ok(Admitted::Dropped) => {}
+            Ok(Admitted::Later) => {
+                following.marked = false;
+                return Replay::More;
+            }
+            Ok(Admitted::Kept | Admitted::Dropped) => {}
             Ok(Admitted::Delta { pages, end, heals }) => {
                 if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end), heals) {
                     env.accuse("I15", self.desk.host, &sentence);
@@ -119,6 +125,7 @@ impl Process {
                     self.healed(env);
                 }
                 exit = Exit::default();
+                following.marked = false;
             }
             Ok(Admitted::Enters(record)) => {
                 let outcome = match &record.input {
@@ -133,8 +140,9 @@ impl Process {
                 if outcome != Replay::More {
                     return outcome;
                 }
+                following.marked |= matches!(record.input, Input::Mark);
                 exit.idle = None;
-                ends = exit.end && record.closes;
+                ends = exit.end && following.marked && record.closes;
             }
             Err(misplaced) => {
                 let outcome = self.diverge(env, following, &misplaced);

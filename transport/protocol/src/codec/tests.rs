@@ -353,7 +353,7 @@ fn messages() -> impl Strategy<Value = Message> {
 fn divergence() -> impl Strategy<Value = Message> {
     let numbers = (any::<u64>(), any::<u64>());
     prop_oneof![
-        (numbers.clone(), ".{0,200}").prop_map(|((term, at), what)| Message::Diverged(Diverged {
+        (numbers, ".{0,200}").prop_map(|((term, at), what)| Message::Diverged(Diverged {
             term: Term::new(term),
             position: Position::new(at),
             what: Sentence::new(&what),
