@@ -60,8 +60,9 @@ pub fn run(faults: u32, seed: u64, json: bool) -> anyhow::Result<()> {
     campaign(&wish, |life| {
         outcome.add(&life);
         eprintln!(
-            "life {}: {} faults, {} operations; {} faults so far, {} lives went wrong, {:.0} s",
+            "life {} ({:?} disk): {} faults, {} operations; {} faults so far, {} lives went wrong, {:.0} s",
             life.seed,
+            life.disk,
             life.faults.len(),
             life.operations.len(),
             outcome.faults,

@@ -38,7 +38,7 @@ use self::config::{Disks, Guest};
 use self::host_image::State;
 use self::report::Report;
 use self::room::Folder;
-use self::scenario::{Order, cut, failover, idle, power, replay, wan};
+use self::scenario::{Order, cut, failover, idle, power, replay, rounds, wan};
 use self::world::Setting;
 use crate::qemu::packages::Kernel;
 use crate::qemu::suite::target;
@@ -94,6 +94,8 @@ pub enum Name {
     Idle,
     /// A recorded boot is executed again and compared
     Replay,
+    /// Hosts lose their power in turn, each time after the survivor has made a new backup of itself; --runs says how often
+    Rounds,
     /// The guest switches itself off, restarts, and is taken over in its second life
     Power,
     /// README's way to a protected Debian VM, typed as it stands there
@@ -145,6 +147,7 @@ fn play(args: &LabArgs) -> anyhow::Result<()> {
         Name::Idle => idle::play(&order),
         Name::Replay => replay::play(&order),
         Name::Power => power::play(&order),
+        Name::Rounds => rounds::play(&order),
         Name::Readme => scenario::readme::play(&order),
     };
     let right = played.as_ref().is_ok_and(|report| report.failures().is_empty());
@@ -257,7 +260,9 @@ fn build(args: &LabArgs) -> anyhow::Result<()> {
 /// Many times as long as it ever took.
 fn limit(args: &LabArgs) -> Duration {
     let worlds = match args.name {
-        Name::Failover | Name::Cut => args.runs,
+        Name::Failover | Name::Cut | Name::Rounds => args.runs,
+        // A whole Debian; two lives, each told twice.
+        Name::Readme | Name::Replay => 2,
         _ => 1,
     };
     LIMIT * worlds

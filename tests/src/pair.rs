@@ -21,6 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::qemu::processes::eventually;
+use crate::redis::cli;
 use crate::{network, programs};
 
 /// Where the backup of a pair listens.
@@ -57,6 +58,18 @@ impl Pair {
         Ok(pair)
     }
 
+    /// Two hosts and a spare `c`, with one disk for all.
+    pub fn with_spare() -> anyhow::Result<Self> {
+        let spare = node_b()
+            .replace("node.b", "node.c")
+            .replace("127.0.0.3", "127.0.0.5");
+        let spare = spare.replace("keys/b", "keys/c").replace("ls-b", "ls-c");
+        let spare = spare.replace("run_dir = \"b\"", "run_dir = \"c\"\nspare = true");
+        let pair = Self::with(format!("{CONFIG}\n{spare}"))?;
+        pair.make_disk("disk.raw")?;
+        Ok(pair)
+    }
+
     fn with(config: String) -> anyhow::Result<Self> {
         ensure!(
             File::options().read(true).write(true).open("/dev/kvm").is_ok(),
@@ -69,7 +82,7 @@ impl Pair {
             lockstep,
             config,
         };
-        pair.make_keys("keys", &["a", "b"])?;
+        pair.make_keys("keys", &["a", "b", "c"])?;
         fs::create_dir(pair.path("arbiter"))?;
         fs::write(pair.path("vm.toml"), &pair.config)?;
         Ok(pair)
@@ -172,6 +185,11 @@ impl Pair {
         Ok(String::from_utf8(taken.stdout)?)
     }
 
+    /// A pair with an image each: whether both hold the same.
+    pub fn has_same_images(&self) -> anyhow::Result<bool> {
+        Ok(fs::read(self.path("disk-a.raw"))? == fs::read(self.path("disk-b.raw"))?)
+    }
+
     /// Starts both nodes and waits until the guest is protected and its taps are on the bridge.
     pub fn start_both(&self) -> anyhow::Result<(Node, Node)> {
         let mut b = self.start("b", "backup")?;
@@ -181,6 +199,21 @@ impl Pair {
         plug(&["a", "b"])?;
         Ok((a, b))
     }
+}
+
+/// The table of node b.
+fn node_b() -> &'static str {
+    CONFIG.find("[node.b]").map_or("", |start| &CONFIG[start..])
+}
+
+/// The guest switches itself off, which ends both hosts in good order.
+pub fn power_off(primary: &mut Node, backup: &mut Node) -> anyhow::Result<()> {
+    cli("SHUTDOWN")?;
+    for node in [primary, backup] {
+        let (code, words) = node.wait_for_end()?;
+        ensure!(code == Some(0), "Node {} ended with {code:?}: {words}", node.name);
+    }
+    Ok(())
 }
 
 /// Puts the taps of these nodes on the bridge, once they are there.

@@ -18,6 +18,11 @@ pub fn cli_with(command: &str, last: &[u8]) -> anyhow::Result<String> {
     said(redis("redis-cli", &words, last)?)
 }
 
+/// Sets a key to as much as a write of several blocks takes, and returns what redis-cli prints.
+pub fn set_64_kib(key: &str) -> anyhow::Result<String> {
+    cli_with(&format!("SET {key}"), &[b'x'; 65536])
+}
+
 /// Runs one of the clients with `input` as its standard input.
 pub fn redis(program: &str, arguments: &[&str], input: &[u8]) -> anyhow::Result<Output> {
     let mut client = Command::new(program)

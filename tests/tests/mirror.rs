@@ -8,8 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use lockstep_tests::demo::{Demo, Report};
-use lockstep_tests::pair::{Node, Pair, plug};
-use lockstep_tests::redis::{cli, cli_with};
+use lockstep_tests::pair::{Pair, plug, power_off};
+use lockstep_tests::redis::{cli, set_64_kib};
 use lockstep_tests::{network, programs};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -42,9 +42,9 @@ fn a_vm_that_powered_itself_off_leaves_equal_images_and_starts_again() {
             let (mut a, mut b) = pair.start_both().unwrap();
             assert_eq!(cli("SET kept this").unwrap(), "OK");
 
-            power_off(&mut a, &mut b);
+            power_off(&mut a, &mut b).unwrap();
 
-            assert_same_images(&pair);
+            assert!(pair.has_same_images().unwrap(), "the images differ");
             drop((a, b));
             let _nodes = pair.start_both().unwrap();
             assert_eq!(cli("GET kept").unwrap(), "this");
@@ -59,6 +59,7 @@ fn hosts_with_different_images_refuse_each_other_until_the_newer_one_was_copied(
         || {
             let pair = Pair::mirrored().unwrap();
             let (mut a, mut b) = pair.start_both().unwrap();
+            assert_eq!(cli("PING").unwrap(), "PONG");
             a.kill();
             b.wait_until_role("alone").unwrap();
             assert_eq!(cli("SET kept this").unwrap(), "OK");
@@ -97,7 +98,9 @@ fn a_backup_whose_image_is_full_ends_and_the_primary_goes_on() {
             give_little_room(&pair, "disk-b.raw");
             let (mut a, mut b) = pair.start_both().unwrap();
 
-            let written: Vec<_> = (0..32).map(|key| set_64_kib(&format!("large-{key}"))).collect();
+            let written: Vec<_> = (0..32)
+                .map(|key| set_64_kib(&format!("large-{key}")).unwrap())
+                .collect();
 
             assert_eq!(written, vec!["OK"; 32]);
             let (code, words) = b.wait_for_end().unwrap();
@@ -126,7 +129,9 @@ fn a_primary_whose_image_is_full_says_so_to_its_guest_and_keeps_its_backup() {
             give_little_room(&pair, "disk-a.raw");
             let (a, b) = pair.start_both().unwrap();
 
-            let written: Vec<_> = (0..32).map(|key| set_64_kib(&format!("large-{key}"))).collect();
+            let written: Vec<_> = (0..32)
+                .map(|key| set_64_kib(&format!("large-{key}")).unwrap())
+                .collect();
 
             // An honest error is no promise, and the client heard it.
             assert!(written[31].contains("ERR"), "{written:?}");
@@ -184,12 +189,7 @@ fn a_backup_whose_disk_process_dies_ends_and_the_primary_goes_on() {
 
             let (code, words) = b.wait_for_end().unwrap();
             assert_eq!(code, Some(1), "{words}");
-            // Which is noticed first, that the process is gone or that it does not answer, is a matter of moments.
-            let gone = [
-                "The disk process of this host is gone",
-                "The process of this host's disk is gone",
-            ];
-            assert!(gone.iter().any(|sentence| words.contains(sentence)), "{words}");
+            assert!(words.contains("is gone, so"), "{words}");
             a.wait_until_role("alone").unwrap();
             assert_eq!(cli("GET kept").unwrap(), "this");
         },
@@ -203,15 +203,15 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
         || {
             let pair = Pair::mirrored().unwrap();
             let (mut a, mut b) = pair.start_both().unwrap();
-            assert_eq!(set_64_kib("large"), "OK");
-            power_off(&mut a, &mut b);
+            assert_eq!(set_64_kib("large").unwrap(), "OK");
+            power_off(&mut a, &mut b).unwrap();
             drop((a, b));
 
             // The guest's first records are its boot, and most of that is one read of the disk after the other. Which of
-            // them is under way at which record depends on the clock; at one of four it is one.
-            let ordered_again = ["10", "16", "20", "24"].map(|record| {
+            // them is under way at which record depends on the clock; sooner or later it is one.
+            let is_under_way = |record: u64| {
                 let mut b = pair.start("b", "backup").unwrap();
-                let dying = ["--die-at-record", record];
+                let dying = ["--die-at-record", &record.to_string()];
                 let _a = pair
                     .start_more(&pair.path("vm.toml"), "a", "primary", &dying)
                     .unwrap();
@@ -221,9 +221,9 @@ fn a_backup_that_takes_over_while_the_guest_reads_its_disk_reads_it_from_its_own
                 b.stop();
                 b.wait_for_end().unwrap();
                 fs::copy(pair.path("disk-b.raw"), pair.path("disk-a.raw")).unwrap();
-                b.log().matches("is ordered again requests=1").count()
-            });
-            assert!(ordered_again.iter().any(|count| *count > 0), "{ordered_again:?}");
+                b.log().contains("is ordered again requests=1")
+            };
+            assert!((8..20).step_by(2).any(is_under_way));
         },
     );
 }
@@ -240,22 +240,6 @@ fn play(name: &str, arguments: &[&str]) -> Report {
         "{report:#?}"
     );
     report
-}
-
-/// The guest switches itself off, which ends both hosts.
-fn power_off(a: &mut Node, b: &mut Node) {
-    cli("SHUTDOWN").unwrap();
-    assert_eq!(a.wait_for_end().unwrap().0, Some(0));
-    assert_eq!(b.wait_for_end().unwrap().0, Some(0));
-}
-
-fn assert_same_images(pair: &Pair) {
-    let [a, b] = ["disk-a.raw", "disk-b.raw"].map(|disk| fs::read(pair.path(disk)).unwrap());
-    assert!(a == b, "the images differ");
-}
-
-fn set_64_kib(key: &str) -> String {
-    cli_with(&format!("SET {key}"), &[b'x'; 65536]).unwrap()
 }
 
 /// Moves a disk to a file system that has room for a megabyte of it. Only this thread and what it starts see that.

@@ -11,16 +11,20 @@
 //! A mirrored disk is written into the page cache, as any VM's own disk is (decided 2026-11-25): the host that goes on has
 //! an image of its own, and a flush is what puts it on stable storage.
 
+mod error;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use lockstep_image::{PairingId, map};
 use rustix::fs::{Advice, AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
-use thiserror::Error;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
+pub use self::error::OpenError;
+use crate::changes::Changes;
 use crate::limits::{SECTOR, SERIAL_BYTES};
 use crate::request::Extent;
 
@@ -48,46 +52,6 @@ pub struct DiskOptions {
     pub serial: String,
 }
 
-/// Why there is no disk.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// Nothing there.
-    #[error("There is no disk at {0}: make one with `truncate -s 1G {0}` or correct --disk")]
-    Missing(PathBuf),
-    /// Not for us.
-    #[error("No permission to open {0}: run as a user who may, or use --read-only")]
-    Permission(PathBuf),
-    /// A directory, a pipe.
-    #[error("{0} is neither a regular file nor a block device")]
-    WrongKind(PathBuf),
-    /// The last sector is not whole.
-    #[error(
-        "{path} has {bytes} bytes, which is not a positive multiple of {SECTOR}: resize it with `truncate`"
-    )]
-    Size {
-        /// The disk.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
-    /// Somebody else has it.
-    #[error("{0} is in use by another process: stop that one first")]
-    Locked(PathBuf),
-    /// Perhaps the other host has it.
-    #[error(
-        "{0} is in use by another process: stop that one first; of a mirrored disk each host has an image of its own"
-    )]
-    ImageLocked(PathBuf),
-    /// Anything else.
-    #[error("Cannot open {path}")]
-    Os {
-        /// The disk.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -100,6 +64,8 @@ pub struct Disk {
     serial: [u8; SERIAL_BYTES],
     /// Something was written that no flush covers yet.
     dirty: bool,
+    /// What changes on an image of one's own.
+    changes: Option<Changes>,
 }
 
 /// The same disk, past the page cache.
@@ -135,6 +101,16 @@ impl Disk {
             (Sharing::Shared, false) => Direct::open(path, &cached),
             _ => None,
         };
+        let changes = match (options.sharing, options.read_only) {
+            (Sharing::Mirrored, false) => {
+                Some(Changes::of(cached.try_clone().map_err(os)?, path, bytes).map_err(os)?)
+            }
+            (_, true) => None,
+            (Sharing::Alone | Sharing::Shared, false) => {
+                forget_changes(path).map_err(os)?;
+                None
+            }
+        };
         let block = direct.as_ref().map_or(SECTOR, |direct| direct.alignment);
         Ok(Self {
             cached,
@@ -145,6 +121,7 @@ impl Disk {
             read_only: options.read_only,
             serial: pad_serial(&options.serial),
             dirty: false,
+            changes,
         })
     }
 
@@ -191,7 +168,7 @@ impl Disk {
     /// Writes some of `bytes` at `at` with one system call; says how many. What was written to a shared disk has left this
     /// host when this returns.
     pub fn write_some(&mut self, at: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.dirty = true;
+        self.before_change(at, bytes.len() as u64)?;
         if let Some(direct) = &self.direct
             && direct.takes(at, bytes)
         {
@@ -206,13 +183,13 @@ impl Disk {
 
     /// Gives the blocks of an extent back. Storage that cannot is no failure: a discard is only advice.
     pub fn discard(&mut self, extent: Extent) -> io::Result<()> {
-        self.dirty = true;
+        self.before_change(extent.at, extent.bytes)?;
         self.fallocate(FallocateFlags::PUNCH_HOLE, extent).map(drop)
     }
 
     /// Lets the storage make an extent read as zeros. `false`: it cannot, somebody has to write them.
     pub fn zero(&mut self, extent: Extent, unmap: bool) -> io::Result<bool> {
-        self.dirty = true;
+        self.before_change(extent.at, extent.bytes)?;
         let freed = unmap && self.fallocate(FallocateFlags::PUNCH_HOLE, extent)?;
         Ok(freed || self.fallocate(FallocateFlags::ZERO_RANGE, extent)?)
     }
@@ -223,7 +200,31 @@ impl Disk {
             self.cached.sync_data()?;
             self.dirty = false;
         }
+        if let Some(changes) = &mut self.changes {
+            changes.flushed();
+        }
         Ok(())
+    }
+
+    /// What changes on an image of one's own is noted here.
+    pub fn changes(&mut self) -> Option<&mut Changes> {
+        self.changes.as_mut()
+    }
+
+    /// The other host's image is equal to this one, and gets the same changes from now on. Neither need be on stable
+    /// storage yet.
+    pub fn begin_pairing(&mut self, id: PairingId) -> io::Result<()> {
+        self.dirty = true;
+        self.changes
+            .as_mut()
+            .map_or(Ok(()), |changes| changes.begin_pairing(id))
+    }
+
+    /// This image may change alone from now on.
+    pub fn end_pairing(&mut self) {
+        if let Some(changes) = &mut self.changes {
+            changes.end_pairing();
+        }
     }
 
     /// The next part at or behind `at` that may hold something else than zeros; `None` when there is none.
@@ -254,6 +255,13 @@ impl Disk {
     pub fn forget_cached(&self) {
         // Advice; where it is not taken, the file system keeps hosts coherent or there is only one of them.
         let _ = rustix::fs::fadvise(&self.cached, 0, None, Advice::DontNeed);
+    }
+
+    fn before_change(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+        self.dirty = true;
+        self.changes
+            .as_mut()
+            .map_or(Ok(()), |changes| changes.before(at, bytes))
     }
 
     fn fallocate(&self, how: FallocateFlags, extent: Extent) -> io::Result<bool> {
@@ -340,6 +348,14 @@ fn lock(file: &File, options: &DiskOptions) -> Result<(), OpenError> {
             tracing::warn!(%error, "The disk cannot be locked on its file system; nobody else may use it");
             Ok(())
         }
+    }
+}
+
+/// Whoever changes an image without noting it makes its map a lie.
+fn forget_changes(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(map::path_of(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -56,7 +56,12 @@ impl Held {
             };
             match outcome {
                 Ok(Progress::More) => {}
-                Ok(Progress::Done) => return Some(Ok(())),
+                Ok(Progress::Done) => {
+                    if let (Work::Change(_), Some(changes)) = (&self.work, disk.changes()) {
+                        changes.changed();
+                    }
+                    return Some(Ok(()));
+                }
                 Err(error) => return Some(Err(error)),
             }
         }

@@ -14,6 +14,7 @@
 //!   complete  what an answer says                                    │
 //!   sink      where an answer goes: guest memory, or the staging ring┘
 //!   inflight  which orders are taken and not completed
+//!   changes   what changed on a mirrored disk, for the VMM and for the day when a host comes back
 //!   image     what a mirrored disk holds, to be compared with the other host's
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod args;
 pub mod backend;
 pub mod chain;
 pub mod change;
+pub mod changes;
 pub mod complete;
 pub mod disk;
 pub mod held;

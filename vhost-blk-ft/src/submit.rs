@@ -73,6 +73,11 @@ impl Submit {
         self.collect(end)?;
         // After the orders: one that was given in another mode than the one before finds that mode here.
         self.change_mode(end.mode(), disk);
+        if let Some(id) = end.pairing()
+            && let Err(error) = disk.begin_pairing(id)
+        {
+            tracing::warn!(%error, "What changes on this image is not remembered");
+        }
         // Whatever comes of it, the gate was seen: only a change after this keeps us from sleeping.
         end.gate();
         let works = self.mode == Mode::Live || self.mirrors(disk);
@@ -103,10 +108,11 @@ impl Submit {
     }
 
     /// What the VMM wants of us. A host that halted stays halted, whatever is said afterwards.
-    fn change_mode(&mut self, mode: Mode, disk: &Disk) {
+    fn change_mode(&mut self, mode: Mode, disk: &mut Disk) {
         match (self.mode, mode) {
             (Mode::Halted, _) => {}
-            (Mode::Quiet, Mode::Live) if !disk.is_mirrored() => disk.forget_cached(),
+            (Mode::Quiet, Mode::Live) if disk.is_mirrored() => disk.end_pairing(),
+            (Mode::Quiet, Mode::Live) => disk.forget_cached(),
             (_, Mode::Halted) => {
                 let dropped = self.held.discard() + usize::from(self.issuing.take().is_some());
                 self.waiting.clear();
@@ -235,7 +241,8 @@ impl Submit {
         if !end.has_room_for_completion(self.room_for(&reply))? {
             return Ok(Took::NoRoom);
         }
-        self.finish(end, ticket, &reply, disk.flush())?;
+        let outcome = disk.flush();
+        self.finish(end, disk, ticket, &reply, outcome)?;
         Ok(Took::It)
     }
 
@@ -282,7 +289,7 @@ impl Submit {
                 self.issuing = Some(held);
                 return Ok(any);
             };
-            self.finish(end, held.ticket, &held.reply, outcome)?;
+            self.finish(end, disk, held.ticket, &held.reply, outcome)?;
             // What changes on an image of one's own leaves nowhere.
             if !disk.is_mirrored() {
                 end.count_released(1);
@@ -303,10 +310,18 @@ impl Submit {
     fn finish(
         &mut self,
         end: &mut DeviceEnd,
+        disk: &mut Disk,
         ticket: Ticket,
         reply: &Reply,
         outcome: io::Result<()>,
     ) -> Result<(), StageError> {
+        if outcome.is_err() {
+            // The other host's image may have it.
+            disk.end_pairing();
+        }
+        if let Some(changes) = disk.changes() {
+            changes.tell(|block| end.note_changed(block));
+        }
         let mirrored = match &outcome {
             Ok(()) => Mirrored::Done,
             Err(error) => Mirrored::Failed(error.to_string()),

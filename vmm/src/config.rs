@@ -34,8 +34,8 @@ pub struct Config {
     pub pair: Pair,
     /// Who hands out terms.
     pub arbiter: Arbiter,
-    /// The two hosts, in the order of their names.
-    pub nodes: [Node; 2],
+    /// The hosts, in the order of their names: two that power the VM on, and spares.
+    pub nodes: Vec<Node>,
     digest: [u8; 32],
 }
 
@@ -169,6 +169,8 @@ pub struct Node {
     pub net_process: Option<DeviceSockets>,
     /// A disk device process that somebody else started.
     pub blk_process: Option<DeviceSockets>,
+    /// It is not one of the two that power the VM on: it waits until one that runs the VM has no backup any more.
+    pub is_spare: bool,
 }
 
 impl Node {
@@ -215,15 +217,18 @@ impl Config {
             .ok_or_else(|| self.no_such_node(name))
     }
 
-    /// The host that is not `name`.
+    /// The other one of the two that power the VM on; of a spare the first of them.
     pub fn peer_of(&self, name: &str) -> Result<&Node, ConfigError> {
         self.node(name)?;
-        let [first, second] = &self.nodes;
-        Ok(if first.name.as_str() == name {
-            second
-        } else {
-            first
-        })
+        let mut others = self.others_of(name).filter(|node| !node.is_spare);
+        Ok(others
+            .next()
+            .expect("a checked configuration has two nodes that are no spares"))
+    }
+
+    /// Every host but `name`.
+    pub fn others_of(&self, name: &str) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |node| node.name.as_str() != name)
     }
 
     /// How `node` asks the arbiter.
@@ -246,11 +251,15 @@ impl Config {
     }
 
     fn no_such_node(&self, name: &str) -> ConfigError {
-        let [first, second] = &self.nodes;
+        let names: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| format!("\"{}\"", node.name))
+            .collect();
         ConfigError::NoSuchNode {
             path: self.path.clone(),
             name: name.into(),
-            known: format!("\"{}\" and \"{}\"", first.name, second.name),
+            known: names.join(" and "),
         }
     }
 }

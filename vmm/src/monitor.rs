@@ -6,7 +6,7 @@
 use crate::ft::delta::DeltaCounts;
 use crate::ft::lateness::Lateness;
 use crate::ft::port::Liveness;
-use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Status, Takeover, What};
+use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Spare, Status, Takeover, What};
 use crate::transfer::progress::Progress;
 use lockstep_protocol::ids::{GuestTime, Position, Term};
 use lockstep_protocol::session::PeerLost;
@@ -56,7 +56,8 @@ pub struct DeviceProbe {
 pub struct Monitor {
     vm: String,
     node: String,
-    peer: (String, String),
+    /// Every other node: name and address.
+    others: Vec<(String, String)>,
     started: Instant,
     position: AtomicU64,
     guest_time: AtomicU64,
@@ -73,6 +74,8 @@ pub struct Monitor {
 struct Slow {
     role: Role,
     term: Term,
+    /// Name and address.
+    peer: (String, String),
     connected: bool,
     lost: Option<String>,
     pair: Option<PairProbe>,
@@ -85,12 +88,13 @@ struct Slow {
 }
 
 impl Monitor {
-    /// The account of a node that just started; `peer` is its name and address.
+    /// The account of a node that just started; the peer is one of the `others`, each of them name and address.
     #[must_use]
-    pub fn new(vm: &str, node: &str, peer: (String, String)) -> Arc<Self> {
+    pub fn new(vm: &str, node: &str, peer: (String, String), others: Vec<(String, String)>) -> Arc<Self> {
         let slow = Slow {
             role: Role::Starting,
             term: Term::ZERO,
+            peer,
             connected: false,
             lost: None,
             pair: None,
@@ -104,7 +108,7 @@ impl Monitor {
         let monitor = Arc::new(Self {
             vm: vm.into(),
             node: node.into(),
-            peer,
+            others,
             started: Instant::now(),
             position: AtomicU64::new(0),
             guest_time: AtomicU64::new(0),
@@ -188,6 +192,14 @@ impl Monitor {
         self.note(What::PeerLost);
     }
 
+    /// Another host is the peer from now on.
+    pub fn set_peer(&self, peer: (String, String)) {
+        let mut slow = self.slow();
+        if slow.peer != peer {
+            (slow.peer, slow.connected, slow.lost) = (peer, false, None);
+        }
+    }
+
     /// The device processes of this node.
     pub fn set_devices(&self, devices: Vec<DeviceProbe>) {
         self.slow().devices = devices;
@@ -239,12 +251,18 @@ impl Monitor {
                 .lease_until_ns
                 .map(|until| until.saturating_sub(now) / 1_000_000),
             peer: Some(Peer {
-                node: self.peer.0.clone(),
-                address: self.peer.1.clone(),
+                node: slow.peer.0.clone(),
+                address: slow.peer.1.clone(),
                 connected: slow.connected,
                 lost: slow.lost.clone(),
                 rtt_us: view.rtt_us,
             }),
+            spares: self
+                .others
+                .iter()
+                .filter(|other| **other != slow.peer)
+                .map(spare)
+                .collect(),
             devices: slow.devices.iter().map(describe).collect(),
             longest_run_us: self.longest_run_us.load(Ordering::Relaxed),
             longest_wait_us: self.longest_wait_us.load(Ordering::Relaxed),
@@ -272,6 +290,13 @@ impl Monitor {
 pub fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn spare((node, address): &(String, String)) -> Spare {
+    Spare {
+        node: node.clone(),
+        address: address.clone(),
+    }
 }
 
 fn describe(probe: &DeviceProbe) -> Device {

@@ -152,9 +152,10 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     let config = options.config.clone();
     let image = image::Image::load(&config.vm.guest)?;
     let node = config.node(&options.node)?.clone();
+    check_role(options, &node)?;
     let peer = config.peer_of(&options.node)?.clone();
-    let shown_peer = (peer.name.to_string(), peer.address.to_string());
-    let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown_peer);
+    let others = config.others_of(&options.node).map(shown).collect();
+    let monitor = Monitor::new(&config.vm.name, node.name.as_str(), shown(&peer), others);
     let waker = Waker::new().context("Cannot make an event file; raise the limit on open files")?;
     let stop = start::stop_on_signals(&waker)?;
     let asked = (stop.clone(), waker.clone());
@@ -236,6 +237,12 @@ impl Host {
         }
     }
 
+    /// From now on `peer` is the other host.
+    fn face(&mut self, peer: &Node) {
+        self.monitor.set_peer(shown(peer));
+        self.peer = peer.clone();
+    }
+
     /// What the pair's observers pass news on to.
     fn context(&self, ports: &[DevicePort]) -> pair::Context {
         pair::Context {
@@ -277,6 +284,23 @@ impl Host {
             by.node
         )
     }
+}
+
+/// A spare is no one of the two that power the VM on.
+fn check_role(options: &RunOptions, node: &Node) -> anyhow::Result<()> {
+    if node.is_spare && options.role != StartRole::Spare && !options.alone {
+        bail!(
+            "Node {} is a spare in {}: start it with `lockstep standby`, or take `spare = true` out there and give it to another",
+            node.name,
+            options.config.path.display()
+        );
+    }
+    Ok(())
+}
+
+/// A node as the status shows it: name and address.
+fn shown(node: &Node) -> (String, String) {
+    (node.name.to_string(), node.address.to_string())
 }
 
 /// Reaches every device process. With `compares_images` it has to say what its own disk image holds.

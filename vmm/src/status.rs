@@ -40,6 +40,9 @@ pub struct Status {
     pub lease_ms_left: Option<u64>,
     /// The peer, if one is connected or expected.
     pub peer: Option<Peer>,
+    /// The other hosts of the configuration: each may become the peer.
+    #[serde(default)]
+    pub spares: Vec<Spare>,
     /// The device processes.
     pub devices: Vec<Device>,
     /// The longest that the guest ran without opening a window for inputs, since this host talks to the outside.
@@ -121,6 +124,15 @@ pub struct Peer {
     pub rtt_us: Option<u64>,
 }
 
+/// A host that is not the peer now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spare {
+    /// Its name.
+    pub node: String,
+    /// Where it is.
+    pub address: String,
+}
+
 /// One device process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Device {
@@ -166,6 +178,20 @@ pub struct Copy {
     pub seconds: f64,
     /// How long the guest stood still for it; absent until it is over.
     pub stop_ms: Option<f64>,
+    /// The mirrored disk that goes along, if the VM has one.
+    #[serde(default)]
+    pub disk: Option<DiskCopy>,
+}
+
+/// A mirrored disk that is copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// All of it, and not only what changed since the other host left.
+    pub whole: bool,
+    /// Bytes of it that went over, those of all rounds; zeros count.
+    pub bytes: u64,
+    /// Bytes of this round that are left at most; 0 where only the other host knows.
+    pub bytes_left: u64,
 }
 
 /// Something that happened.

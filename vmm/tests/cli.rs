@@ -237,6 +237,7 @@ fn example() -> Status {
         input_bytes: 0,
         lease_ms_left: None,
         peer: None,
+        spares: Vec::new(),
         devices: Vec::new(),
         longest_run_us: 0,
         longest_wait_us: 0,

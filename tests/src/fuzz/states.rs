@@ -15,7 +15,7 @@ use lockstep_vmm::machine::{Guest, MachineSpec};
 use lockstep_vmm::memory::{self, GuestRam};
 use lockstep_vmm::run::MICRO_GUEST;
 use lockstep_vmm::state::{MachineState, snapshot};
-use lockstep_vmm::transfer::intake::{Step, take_piece};
+use lockstep_vmm::transfer::intake::{Intake, Step};
 use lockstep_vmm::transfer::progress::Progress;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioState};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -179,6 +179,7 @@ pub(super) fn pieces(mut bytes: &[u8]) {
     let memory = memory::create(1).expect("there is memory for a guest as small as this");
     let progress = Progress::default();
     progress.begin();
+    let mut intake = Intake::new(&memory, None, &progress);
     while let Some((head, rest)) = bytes.split_first_chunk() {
         let Ok(head) = PieceHead::read(*head) else { return };
         let (piece, rest) = rest.split_at(rest.len().min(head.length));
@@ -187,7 +188,7 @@ pub(super) fn pieces(mut bytes: &[u8]) {
             Some((start, state)) if head.kind == MACHINE_PIECE => [start, &dressed(state)].concat(),
             _ => piece.to_vec(),
         };
-        match take_piece(head.kind, Bytes::from(piece), &memory, &progress) {
+        match intake.handle_piece(head.kind, Bytes::from(piece)) {
             Ok(Step::Next | Step::Confirm) => {}
             Ok(Step::Taken(_)) | Err(_) => return,
         }

@@ -84,6 +84,8 @@ pub struct Timing {
     pub timeout_ms: u64,
     /// For which outputs may leave after the peer's last word.
     pub lease_ms: u64,
+    /// For which the guest may run without an exit while inputs wait.
+    pub stall_limit_ms: u64,
 }
 
 /// The timing of all pairs of the lab.
@@ -91,6 +93,7 @@ pub const TIMING: Timing = Timing {
     heartbeat_ms: 100,
     timeout_ms: 1000,
     lease_ms: 800,
+    stall_limit_ms: 100,
 };
 
 const POSTGRES_PORT: u16 = 5432;
@@ -121,6 +124,7 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
         heartbeat_ms,
         timeout_ms,
         lease_ms,
+        stall_limit_ms,
     } = TIMING;
     let (cmdline, memory_mib) = (cmdline(guest), guest.memory_mib());
     let vm = match guest {
@@ -138,6 +142,7 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
          [vm.net]\nmac = \"52:54:00:4c:53:01\"\n\
          [vm.disk]\nmode = \"{}\"\n\
          [pair]\nheartbeat_ms = {heartbeat_ms}\ntimeout_ms = {timeout_ms}\nlease_ms = {lease_ms}\n\
+         stall_limit_ms = {stall_limit_ms}\n\
          [arbiter]\nkind = \"quic\"\naddress = \"{ARBITER}\"\ncertificate = \"keys/arbiter.crt\"\n{nodes}",
         disks.name()
     )

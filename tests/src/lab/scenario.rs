@@ -7,6 +7,7 @@ pub mod postgres;
 pub mod power;
 pub mod readme;
 pub mod replay;
+pub mod rounds;
 pub mod wan;
 
 use std::fs::File;
@@ -112,6 +113,37 @@ fn survive(
     let goes_on = talked
         .and_then(|()| fault(world))
         .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES));
+    let end = conclude(world, order, outside, goes_on)?;
+    Ok(Fault {
+        acked_before: before.acked,
+        gap_before: before.longest_gap,
+        seen: end.seen,
+        losses: end.losses,
+        survivor: end.survivor,
+        takeover: end.status["takeover"].clone(),
+        late: late(&end.status),
+        on_disk: end.on_disk,
+    })
+}
+
+/// What is known when the clients have stopped and every host is without power.
+struct End {
+    seen: Seen,
+    losses: Losses,
+    survivor: Node,
+    /// The survivor's last one.
+    status: Value,
+    on_disk: Option<OnDisk>,
+}
+
+/// Stops the clients of a guest that `goes_on` unless something failed, reads everything back from it, cuts the power of
+/// whoever is left, and looks at the disks.
+fn conclude(
+    world: &mut World,
+    order: &Order,
+    outside: Outside,
+    goes_on: anyhow::Result<()>,
+) -> anyhow::Result<End> {
     let memory = outside.stop()?;
     goes_on.with_context(|| {
         let stories = memory.seen().stories;
@@ -127,14 +159,11 @@ fn survive(
         Guest::Micro => None,
         Guest::Debian | Guest::Postgres => Some(look_at_disks(world, survivor, &memory)?),
     };
-    Ok(Fault {
-        acked_before: before.acked,
-        gap_before: before.longest_gap,
+    Ok(End {
         seen: memory.seen(),
         losses,
         survivor,
-        takeover: status["takeover"].clone(),
-        late: late(&status),
+        status,
         on_disk,
     })
 }

@@ -43,6 +43,14 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const ARBITER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 79, 0, 1)), 7443);
 
 impl Node {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
     /// Its name in the pair's configuration.
     pub fn name(self) -> &'static str {
         match self {

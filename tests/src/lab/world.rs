@@ -150,6 +150,24 @@ impl World {
         })
     }
 
+    /// Switches a host on again whose power was cut.
+    pub fn switch_on(&mut self, setting: &Setting, node: Node) -> anyhow::Result<()> {
+        let parts = host::Parts {
+            kernel: &setting.kernel,
+            image: &setting.image,
+            disk: &self.disk(node),
+            logs: &self.folder,
+        };
+        *self.host_mut(node) = Host::start(node, &parts)?;
+        self.host_mut(node).wait_until_ready()?;
+        self.configure(node)
+    }
+
+    /// Starts a spare on a host.
+    pub fn start_spare(&self, node: Node) -> anyhow::Result<()> {
+        self.start_as(node, "standby", config::PAIR)
+    }
+
     /// Copies host a's image of a mirrored disk over host b's, as one has to after host a ran the VM alone. No node may run.
     pub fn copy_image(&self) -> anyhow::Result<()> {
         match self.disks {
@@ -259,18 +277,22 @@ impl World {
     }
 
     fn start(&self, node: Node, role: &str, config: &str, more: &str) -> anyhow::Result<()> {
+        self.start_as(node, &format!("run --role {role} {more}"), config)
+    }
+
+    fn start_as(&self, node: Node, command: &str, config: &str) -> anyhow::Result<()> {
         let name = node.name();
         self.host(node)
             .run(&format!(
                 "cd {DIR}; rm -f {ENDED} {TYPED}; mkfifo {TYPED}\n\
-                 (LOCKSTEP_LOG=info setsid lockstep run --config {config} --node {name} --role {role} {more} <> {TYPED}; \
+                 (LOCKSTEP_LOG=info setsid lockstep {command} --config {config} --node {name} <> {TYPED}; \
                  echo $? > {ENDED}) > {CONSOLE_PORT} 2> {LOG_PORT} < /dev/null &"
             ))
             .map(drop)
     }
 
     /// The status of a node that may not listen yet; an error if it has ended.
-    fn status_if_running(&mut self, node: Node) -> anyhow::Result<Value> {
+    pub fn status_if_running(&mut self, node: Node) -> anyhow::Result<Value> {
         self.host_mut(node).check()?;
         match self.status(node) {
             Ok(status) => Ok(status),

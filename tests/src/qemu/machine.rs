@@ -85,8 +85,10 @@ impl Machine {
         eventually(&format!("the guest to say `{word}`"), PATIENCE, || {
             let ended = qemu.check();
             let text = read(console)?;
+            // A line without its end is still being said.
             let value = text
-                .lines()
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
                 .find_map(|line| line.trim().strip_prefix(beginning.as_str()));
             match (value, ended) {
                 (Some(value), _) => Ok(Some(

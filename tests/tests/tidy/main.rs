@@ -62,6 +62,7 @@ fn device_processes_pull_in_neither_tokio_nor_quinn() {
     for package in [
         "lockstep-protocol",
         "lockstep-staging",
+        "lockstep-image",
         "vhost-net-ft",
         "vhost-blk-ft",
     ] {

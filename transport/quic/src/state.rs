@@ -23,7 +23,7 @@ use crate::link::PairError;
 use crate::pinning::Pins;
 use crate::session::{judge, refuse, within};
 use crate::streams::{
-    MessageReader, MessageWriter, StreamFault, StreamKind, accept_control, accept_state, open, open_control,
+    MessageReader, MessageWriter, StreamFault, StreamKind, accept_control, accept_only, open, open_control,
     whole_sentence,
 };
 
@@ -164,6 +164,20 @@ impl StateSender {
             .map_err(|error| PairError::of(address, error.into()))
     }
 
+    /// What the spare knows of the disk that it has, once: so many bytes at most.
+    ///
+    /// # Errors
+    /// When it does not say it.
+    pub fn hear_account(&mut self, bytes_max: usize) -> Result<Vec<u8>, PairError> {
+        let address = self.connection.remote_address();
+        let connection = &self.connection;
+        self.runtime.block_on(within(address, STEP_WAIT, async {
+            let mut stream = accept_only(connection, StreamKind::Account).await?;
+            let read = stream.read_to_end(bytes_max).await;
+            read.map_err(|error| StreamFault::Said(format!("The account of its disk broke off ({error})")))
+        }))
+    }
+
     /// Waits until the spare holds everything that was sent: it says so by an ack up to the start of the log.
     ///
     /// # Errors
@@ -226,6 +240,20 @@ impl StateReceiver {
     /// What the other host said of itself. Its term is the one that begins when the copy is complete.
     pub fn peer(&self) -> &Hello {
         &self.theirs
+    }
+
+    /// Says what this host knows of the disk that it has.
+    ///
+    /// # Errors
+    /// When the other host is gone.
+    pub fn tell_account(&mut self, account: &[u8]) -> Result<(), PairError> {
+        let address = self.connection.remote_address();
+        let connection = &self.connection;
+        self.runtime.block_on(within(address, STEP_WAIT, async {
+            let mut stream = open(connection, StreamKind::Account).await?;
+            stream.write_all(account).await?;
+            stream.finish().map_err(|_| StreamFault::Ended)
+        }))
     }
 
     /// The next piece, and its kind.
@@ -297,7 +325,7 @@ async fn greet_source(
         Ok(theirs) => theirs,
         Err(error) => return Err(refuse(&connection, &mut control.0, error).await),
     };
-    let stream = within(address, STEP_WAIT, accept_state(&connection)).await?;
+    let stream = within(address, STEP_WAIT, accept_only(&connection, StreamKind::State)).await?;
     Ok((connection, theirs, control, stream))
 }
 

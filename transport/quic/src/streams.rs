@@ -19,6 +19,7 @@ pub(crate) enum StreamKind {
     Ack = 3,
     Heartbeat = 4,
     State = 5,
+    Account = 6,
 }
 
 impl StreamKind {
@@ -28,14 +29,21 @@ impl StreamKind {
             Self::Heartbeat => 3,
             Self::Ack => 2,
             Self::Control => 1,
-            Self::Log | Self::State => 0,
+            Self::Log | Self::State | Self::Account => 0,
         }
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::Control, Self::Log, Self::Ack, Self::Heartbeat, Self::State]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            Self::Control,
+            Self::Log,
+            Self::Ack,
+            Self::Heartbeat,
+            Self::State,
+            Self::Account,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -214,12 +222,15 @@ pub(crate) async fn accept_with_heartbeat(
     }
 }
 
-/// The stream of a VM's state, which the peer opens.
-pub(crate) async fn accept_state(connection: &Connection) -> Result<RecvStream, StreamFault> {
+/// A stream of this kind, which the peer opens.
+pub(crate) async fn accept_only(
+    connection: &Connection,
+    wanted: StreamKind,
+) -> Result<RecvStream, StreamFault> {
     match accept(connection).await? {
-        (StreamKind::State, stream) => Ok(stream),
+        (kind, stream) if kind == wanted => Ok(stream),
         (other, _) => Err(StreamFault::Said(format!(
-            "A {other:?} stream where the state should be"
+            "A {other:?} stream where the one of kind {wanted:?} should be"
         ))),
     }
 }

@@ -14,6 +14,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::changes::{self, PairingId};
 use crate::doorbell::Doorbell;
 use crate::gate::{GateReader, Mode, wake};
 use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX, UNTOLD_MAX};
@@ -66,6 +67,8 @@ pub struct DeviceEnd {
     waiting_for: Option<LogOffset>,
     /// Chains given back since the VMM was last woken for that.
     untold: u16,
+    /// How many pairings have begun, as far as `pairing` has said.
+    pairings: u64,
 }
 
 impl DeviceEnd {
@@ -91,6 +94,7 @@ impl DeviceEnd {
             seen,
             waiting_for: None,
             untold: 0,
+            pairings: 0,
             memory,
         }
     }
@@ -217,6 +221,19 @@ impl DeviceEnd {
     pub fn mode(&mut self) -> Mode {
         self.seen.1 = self.gate.mode();
         self.seen.1
+    }
+
+    /// The pairing that began, once. What was popped from the orders before this was asked may belong to it already.
+    pub fn pairing(&mut self) -> Option<PairingId> {
+        let (count, id) = changes::pairing(&self.memory);
+        let is_new = count != self.pairings;
+        self.pairings = count;
+        is_new.then_some(id)
+    }
+
+    /// Tells the VMM that a block of the disk image was changed.
+    pub fn note_changed(&self, block: u32) {
+        changes::note(&self.memory, block);
     }
 
     /// The gate, for another thread of this process.

@@ -18,14 +18,17 @@
 //! when the other side said that it sleeps.
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
-//! `memory` (where all this lies), then [`vmm_end`] (with `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
-//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup.
+//! `memory` (where all this lies), then [`vmm_end`] (with `entry` and `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
+//! a device process reads what an order names, [`mirrored`] what a disk's says on a backup, [`changes`] what it has
+//! changed.
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod changes;
 mod deferral;
 pub mod device_end;
 pub mod doorbell;
+mod entry;
 pub mod gate;
 pub mod limits;
 pub mod listener;
@@ -36,6 +39,7 @@ mod ring;
 mod socket;
 pub mod vmm_end;
 
+pub use changes::{ChangesReader, PairingId};
 pub use device_end::{DeviceEnd, StageError};
 pub use doorbell::Doorbell;
 pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};

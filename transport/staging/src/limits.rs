@@ -36,6 +36,9 @@ pub const UNTOLD_MAX: u16 = 64;
 /// Descriptors of one chain, those of an indirect table included: twice the largest queue that virtio drivers use.
 pub const CHAIN_DESCRIPTORS_MAX: usize = 2048;
 
+/// Blocks of a disk image whose changes are told: as many as an image has at most.
+pub const CHANGED_BLOCKS_MAX: usize = 1 << 20;
+
 /// No ring may be smaller than a page.
 pub const RING_BYTES_MIN: u64 = 4096;
 

@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat,
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
-use crate::limits::{RING_BYTES_MAX, RING_BYTES_MIN};
+use crate::limits::{CHANGED_BLOCKS_MAX, RING_BYTES_MAX, RING_BYTES_MIN};
 
 /// Words of the control page; one cache line (or more) for each writer.
 pub(crate) mod word {
@@ -22,6 +22,10 @@ pub(crate) mod word {
     pub(crate) const LEASE_UNTIL: usize = 8;
     /// VMM writes: the mode, a u32.
     pub(crate) const MODE: usize = 16;
+    /// VMM writes: the name of the pairing that began last, in two words.
+    pub(crate) const PAIRING: [usize; 2] = [24, 32];
+    /// VMM writes: how many pairings have begun.
+    pub(crate) const PAIRINGS: usize = 40;
     /// Device writes: the smallest log offset it holds an output for, u64::MAX for none.
     pub(crate) const WAITING_FOR: usize = 128;
     /// Device writes: how many outputs it holds.
@@ -41,8 +45,12 @@ const INDEX_BYTES: usize = 256;
 const PRODUCED: usize = 0;
 const PRODUCER_WAITS: usize = 8;
 const CONSUMED: usize = 128;
+/// Where the bits of changed blocks lie: the device sets them, the VMM takes them.
+const CHANGED: usize = 8192;
+/// Words of 64 of them.
+pub(crate) const CHANGED_WORDS: usize = CHANGED_BLOCKS_MAX / 64;
 /// Where the rings' bytes begin.
-const DATA: usize = 8192;
+const DATA: usize = CHANGED + CHANGED_WORDS * 8;
 
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
@@ -188,6 +196,11 @@ impl SharedMemory {
         self.region
             .get_atomic_ref(offset)
             .expect("offsets come from this file, are aligned and inside the mapping")
+    }
+
+    /// 64 bits of the map of changed blocks.
+    pub(crate) fn changed(&self, word: usize) -> &AtomicU64 {
+        self.word(CHANGED + word * 8)
     }
 
     /// Bytes of a ring; `None` when they are not inside the mapping.

@@ -13,7 +13,7 @@ use crate::limits::{CONFIG_BYTES_MAX, REASON_BYTES_MAX, RELEASE_BYTES_MAX};
 use crate::memory::RingSizes;
 
 /// Changes whenever the memory layout or a message changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// "LKSTAGE1" as bytes.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"LKSTAGE1");
 

@@ -11,22 +11,23 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use lockstep_protocol::ids::{Head, LogOffset, QueueIndex};
+use lockstep_protocol::ids::LogOffset;
 use thiserror::Error;
-use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::changes::{self, ChangesReader, PairingId};
 use crate::deferral::Deferral;
 use crate::doorbell::Doorbell;
+use crate::entry;
 use crate::gate::{GateWriter, wake};
 use crate::limits::{
-    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, COMPLETION_BYTES_MAX, DEFERRED_MAX, FRAME_BYTES_MAX,
-    IMAGE_PATIENCE, NET_COMPLETIONS_RING, NET_FRAMES_RING, ORDERS_RING,
+    BLK_COMPLETIONS_RING, BLK_FRAMES_RING, DEFERRED_MAX, IMAGE_PATIENCE, NET_COMPLETIONS_RING,
+    NET_FRAMES_RING, ORDERS_RING,
 };
 use crate::memory::{MemoryError, RingSizes, SharedMemory, Which, word};
 use crate::message::{
-    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, Staged, StagedHeader,
-    VERDICT_ACCEPTED, VERDICT_REFUSED, VERSION, VmmFacts, tag,
+    Answer, DeviceFacts, DeviceKind, MAGIC, Order, OrderBytes, Request, Staged, VERDICT_ACCEPTED,
+    VERDICT_REFUSED, VERSION, VmmFacts, tag,
 };
 use crate::ring::{Consumer, Fault, Producer, ReserveError};
 use crate::socket;
@@ -157,21 +158,16 @@ impl VmmEnd {
     pub fn pop_completion(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Staged>, Fault> {
         let staged = self
             .completions
-            .pop(|tag, entry| read_staged(tag, entry, bytes))?;
+            .pop(|tag, entry| entry::read_staged(tag, entry, bytes))?;
         self.give_room(staged.is_some(), self.completions.unblocks_producer());
         Ok(staged)
     }
 
     /// The oldest frame, virtio header first; it replaces what is in `bytes`. Says how long it is.
     pub fn pop_frame(&mut self, bytes: &mut Vec<u8>) -> Result<Option<usize>, Fault> {
-        let length = self.frames.pop(|tag, entry| {
-            if tag != tag::FRAME {
-                return Err(Fault::Kind(tag));
-            }
-            check_length(entry.len(), FRAME_BYTES_MAX)?;
-            copy_out(entry, bytes);
-            Ok(bytes.len())
-        })?;
+        let length = self
+            .frames
+            .pop(|tag, entry| entry::read_frame(tag, entry, bytes))?;
         self.give_room(length.is_some(), self.frames.unblocks_producer());
         Ok(length)
     }
@@ -250,14 +246,9 @@ impl VmmEnd {
         self.doorbell.drain();
     }
 
-    /// Poll this for reading or hang-up: both mean that [`Self::is_hung_up`] should be asked.
+    /// Poll this for a hang-up: the device process is gone then. Nothing has to be read from it.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-
-    /// Whether the device process is gone.
-    pub fn is_hung_up(&self) -> bool {
-        socket::is_hung_up(&self.socket)
     }
 
     /// The gate, for the thread that hears acks.
@@ -267,6 +258,16 @@ impl VmmEnd {
             self.deferral.clone(),
             self.device_doorbell.clone(),
         )
+    }
+
+    /// Two hosts with equal images are a pair from now on; nothing is in flight. What is ordered afterwards changes both.
+    pub fn begin_pairing(&self, id: PairingId) {
+        changes::begin_pairing(&self.memory, id);
+    }
+
+    /// Which blocks of its image a disk process has changed, for whoever copies it.
+    pub fn changes(&self) -> ChangesReader {
+        ChangesReader::new(self.memory.clone())
     }
 
     fn give_room(&self, popped: bool, producer_waits: bool) {
@@ -355,43 +356,4 @@ fn judge(answer: &Answer, path: &Path, wanted: DeviceKind) -> Result<DeviceFacts
             .ok_or(ConnectError::Nonsense { path }),
         _ => Err(ConnectError::Nonsense { path }),
     }
-}
-
-fn read_staged(tag: u32, entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) -> Result<Staged, Fault> {
-    let too_short = || Fault::Length(u32::try_from(entry.len()).unwrap_or(u32::MAX));
-    let mut header = StagedHeader::new_zeroed();
-    entry
-        .read_slice(header.as_mut_bytes(), 0)
-        .map_err(|_| too_short())?;
-    let queue = QueueIndex::new(header.queue);
-    match tag {
-        tag::COMPLETION => {
-            let payload = entry.offset(size_of::<StagedHeader>()).map_err(|_| too_short())?;
-            check_length(payload.len(), COMPLETION_BYTES_MAX)?;
-            copy_out(&payload, bytes);
-            Ok(Staged::Completion {
-                queue,
-                head: Head::new(header.value),
-            })
-        }
-        tag::RETURNED => Ok(Staged::Returned {
-            queue,
-            count: header.value,
-        }),
-        unknown => Err(Fault::Kind(unknown)),
-    }
-}
-
-/// A ring takes longer entries than an honest device process makes, and a record takes no longer ones.
-fn check_length(length: usize, max: usize) -> Result<(), Fault> {
-    match length <= max {
-        true => Ok(()),
-        false => Err(Fault::Length(u32::try_from(length).unwrap_or(u32::MAX))),
-    }
-}
-
-/// The one copy out of shared memory. What was in `bytes` is overwritten, not zeroed first.
-fn copy_out(entry: &VolatileSlice<'_>, bytes: &mut Vec<u8>) {
-    bytes.resize(entry.len(), 0);
-    entry.copy_to(bytes.as_mut_slice());
 }

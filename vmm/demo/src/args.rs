@@ -44,7 +44,8 @@ pub struct DemoArgs {
     /// In the end stop the survivor, boot the guest anew from its disk alone, and read every key back once more
     #[arg(long)]
     pub boot_again: bool,
-    /// Kill the primary N times, each time after the survivor of the last death has made a new backup of itself
+    /// Kill the primary N times, each time after the survivor of the last death has made a new backup of itself;
+    /// with mirrored disks the guest is booted from the image of each host in the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000),
           conflicts_with_all = ["pause", "cut", "kill_backup", "kill_after", "boot_again"])]
     pub rounds: Option<u16>,

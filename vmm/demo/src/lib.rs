@@ -34,11 +34,6 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     }
     let mut progress = Progress::new();
     if let Some(count) = args.rounds {
-        if args.disk == Disk::Mirror {
-            anyhow::bail!(
-                "--rounds needs --disk shared: a mirrored disk cannot be copied to a new backup yet"
-            );
-        }
         let report = stage::play(rounds::tell(args, count, &mut progress))?;
         progress.end();
         return report.print(args.json);

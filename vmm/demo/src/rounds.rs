@@ -11,8 +11,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-use crate::args::DemoArgs;
-use crate::client::load::Load;
+use crate::args::{DemoArgs, Disk};
+use crate::client::check::Losses;
+use crate::client::load::{Judge, Load};
 use crate::progress::Progress;
 use crate::world::config::{GUEST, NODES};
 use crate::world::hosts::Host;
@@ -40,6 +41,10 @@ pub(crate) struct Report {
     /// The longest from a death until the VM was protected again; starting the spare is in it.
     unprotected_ms: f64,
     survivor_term: u64,
+    disk: &'static str,
+    /// Acknowledged writes that were missing when the guest was booted from the mirrored image of each host alone.
+    lost_after_boot: Option<u64>,
+    wrong_after_boot: Option<u64>,
     stories: Vec<String>,
 }
 
@@ -56,6 +61,9 @@ pub(crate) struct Round {
     stop_ms: f64,
     copied_bytes: u64,
     copy_rounds: u32,
+    /// Of a mirrored disk: whether all of it was copied, and how many bytes of it.
+    disk_whole: Option<bool>,
+    disk_bytes: Option<u64>,
     term: u64,
 }
 
@@ -94,10 +102,15 @@ pub(crate) async fn tell(args: &DemoArgs, count: u16, progress: &mut Progress) -
     tokio::time::sleep(Duration::from_millis(*CALM_MS.end())).await;
     progress.event("clients stop; every key is read back over fresh connections");
     let (judge, losses) = load.finish().await?;
+    let booted = match args.disk {
+        Disk::Shared => None,
+        Disk::Mirror => Some(boot_each(&mut world, primary, backup, &judge, progress).await?),
+    };
+    let after_boot = booted.map_or(0, |losses| losses.lost + losses.wrong);
     let (lost, wrong) = (losses.lost, judge.tally.wrong + losses.wrong);
     let worst = |of: fn(&Round) -> f64| rounds.iter().map(of).fold(0.0, f64::max);
     Ok(Report {
-        ok: [lost, wrong, judge.tally.broken] == [0; 3],
+        ok: [lost, wrong, judge.tally.broken, after_boot] == [0; 4],
         seed: args.seed,
         clients: args.clients,
         acked_ops: judge.tally.acked,
@@ -109,6 +122,9 @@ pub(crate) async fn tell(args: &DemoArgs, count: u16, progress: &mut Progress) -
         unprotected_ms: worst(|round| round.unprotected_ms),
         survivor_term: rounds.last().map_or(0, |round| round.term),
         rounds,
+        disk: args.disk.word(),
+        lost_after_boot: booted.map(|losses| losses.lost),
+        wrong_after_boot: booted.map(|losses| losses.wrong),
         stories: judge.tally.stories,
     })
 }
@@ -135,6 +151,7 @@ async fn play(world: &mut World, mut primary: Host, mut backup: Host) -> anyhow:
     let unprotected_ms = tenths(death.elapsed());
     let status = backup.status().await.context("The survivor does not answer")?;
     let copy = status.copy.context("The survivor says nothing of its copy")?;
+    let disk = copy.disk.as_ref();
     let round = Round {
         died,
         takeover_ms,
@@ -142,9 +159,56 @@ async fn play(world: &mut World, mut primary: Host, mut backup: Host) -> anyhow:
         stop_ms: (copy.stop_ms.unwrap_or_default() * 10.0).round() / 10.0,
         copied_bytes: copy.bytes,
         copy_rounds: copy.rounds,
+        disk_whole: disk.map(|disk| disk.whole),
+        disk_bytes: disk.map(|disk| disk.bytes),
         term: status.term,
     };
     Ok((backup, spare, round))
+}
+
+/// Stops the pair, boots the guest from the image of each host and nothing else, and reads every key back.
+async fn boot_each(
+    world: &mut World,
+    mut primary: Host,
+    mut backup: Host,
+    judge: &Judge,
+    progress: &Progress,
+) -> anyhow::Result<Losses> {
+    // The backup of a primary that was asked to stop takes over; then it is asked, too.
+    stop(&mut primary).await?;
+    let deadline = Instant::now() + STOP_MAX;
+    while backup.status().await.is_none_or(|status| status.role != "alone") {
+        if Instant::now() > deadline {
+            bail!("Nobody took over{}", backup.last_words());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    stop(&mut backup).await?;
+    drop((primary, backup));
+    let mut sum = Losses::default();
+    for node in NODES {
+        progress.event(&format!(
+            "the guest is booted from the image of host {node} alone"
+        ));
+        let mut again = world.start_apart(node)?;
+        world.wait_until_up(&mut again, None).await?;
+        let losses = judge.read_back(GUEST).await?;
+        sum.lost += losses.lost;
+        sum.wrong += losses.wrong;
+    }
+    Ok(sum)
+}
+
+async fn stop(host: &mut Host) -> anyhow::Result<()> {
+    host.terminate();
+    let deadline = Instant::now() + STOP_MAX;
+    while host.ended()?.is_none() {
+        if Instant::now() > deadline {
+            bail!("Host {} does not stop{}", host.name(), host.last_words());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 impl Report {
@@ -186,6 +250,10 @@ impl Report {
         ]);
         table.add_row(["longest gap any client saw", &format!("{} ms", self.outage_ms)]);
         table.add_row(["longest standstill for a copy", &format!("{} ms", self.stop_ms)]);
+        if let (Some(lost), Some(wrong)) = (self.lost_after_boot, self.wrong_after_boot) {
+            let words = format!("{lost} lost, {wrong} wrong");
+            table.add_row(["booted from each host's own image", &words]);
+        }
         table.add_row(["longest time unprotected", &format!("{} ms", self.unprotected_ms)]);
         table
     }
@@ -198,4 +266,6 @@ fn tenths(time: Duration) -> f64 {
 /// How long the pair is left in peace before the next death.
 const CALM_MS: std::ops::RangeInclusive<u64> = 300..=900;
 const TAKEOVER_MAX: Duration = Duration::from_secs(5);
+/// How long a host may take to stop, or to take over from one that did.
+const STOP_MAX: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(4);

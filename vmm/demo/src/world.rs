@@ -106,6 +106,25 @@ impl World {
         Host::start(node, command, self.layout.control_socket(node), &self.output)
     }
 
+    /// Starts a node by itself, from its image of the disk and nothing else: as if there had never been another one.
+    pub(crate) fn start_apart(&self, node: &str) -> anyhow::Result<Host> {
+        let config = self.layout.config_file_apart(node);
+        fs::write(&config, self.layout.toml_apart(node)).context("Cannot write the configuration")?;
+        fs::create_dir_all(self.layout.dir.join(format!("arbiter-{node}")))
+            .context("Cannot make an arbiter's directory")?;
+        let mut command = Command::new(&self.lockstep);
+        command.arg("run").arg("--config").arg(config);
+        command.args([
+            "--node",
+            node,
+            "--role",
+            "primary",
+            "--alone",
+            "--die-with-parent",
+        ]);
+        Host::start(node, command, self.layout.control_socket(node), &self.output)
+    }
+
     /// Starts a spare in the place of a host that died.
     pub(crate) fn start_spare(&self, node: &str) -> anyhow::Result<Host> {
         let mut command = Command::new(&self.lockstep);

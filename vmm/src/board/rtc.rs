@@ -308,6 +308,17 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_selects_a_register_which_there_is_not_is_no_state() {
+        let possible = Rtc::default();
+        let impossible = Rtc {
+            selected: 128,
+            ..Rtc::default()
+        };
+        let decodes = |rtc| postcard::from_bytes::<Rtc>(&postcard::to_stdvec(rtc).unwrap()).is_ok();
+        assert_eq!([&possible, &impossible].map(decodes), [true, false]);
+    }
+
+    #[test]
     fn days_and_dates_agree_over_centuries() {
         (-200_000..200_000).step_by(97).for_each(|days| {
             let (year, month, day) = civil_from_days(days);

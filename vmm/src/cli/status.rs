@@ -130,6 +130,9 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
             .unwrap_or_default();
         rows.push(("peer", format!("{} at {}, {state}{rtt}", peer.node, peer.address)));
     }
+    for spare in &status.spares {
+        rows.push(("spare", format!("{} at {}", spare.node, spare.address)));
+    }
     for device in &status.devices {
         let state = if device.alive { "alive" } else { "dead" };
         let pid = device
@@ -193,6 +196,15 @@ fn copied(copy: &Copy) -> String {
         copy.rounds,
         mib(copy.bytes_per_s)
     );
+    let disk = copy.disk.as_ref().map_or(String::new(), |disk| {
+        let what = if disk.whole {
+            "the disk"
+        } else {
+            "what changed on the disk"
+        };
+        format!(", {what}: {:.1} MiB", mib(disk.bytes))
+    });
+    let done = done + &disk;
     match (copy.stop_ms, copy.seconds_left) {
         (Some(stop), _) => format!("{done}, {:.2} s; stood still for {stop:.1} ms", copy.seconds),
         (None, Some(left)) => format!("{done}; {} pages left, about {left:.1} s", copy.pages_left),

@@ -9,7 +9,7 @@ use super::raw;
 use super::{DiskMode, Guest, Node, Pair, Vm};
 
 /// The digest. The arbiter counts as it is written in the file: two hosts may keep the file in different folders.
-pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node; 2]) -> [u8; 32] {
+pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node]) -> [u8; 32] {
     let mut parts = Parts(blake3::Hasher::new());
     parts.add("lockstep configuration 1");
     parts.add(&vm.name);
@@ -37,6 +37,7 @@ pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node
     }
     for node in nodes {
         parts.add(node.name.as_str());
+        parts.add(if node.is_spare { "spare" } else { "" });
     }
     parts.0.finalize().into()
 }

@@ -1,4 +1,4 @@
-//! The two hosts of a configuration, from the file as written to checked values; called by `validate.rs` alone.
+//! The hosts of a configuration, from the file as written to checked values; called by `validate.rs` alone.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +11,31 @@ use super::{ConfigError, DeviceSockets, Node, Vm};
 
 type RawNodes = Spanned<BTreeMap<Spanned<String>, Spanned<raw::Node>>>;
 
-pub(super) fn nodes(at: &Source<'_>, raw: RawNodes, vm: &Vm) -> Result<[Node; 2], ConfigError> {
+pub(super) fn nodes(at: &Source<'_>, raw: RawNodes, vm: &Vm) -> Result<Vec<Node>, ConfigError> {
     let start = raw.span().start;
     let mut nodes = Vec::new();
     for (name, node) in raw.into_inner() {
         nodes.push(self::node(at, &name, node, vm)?);
     }
-    let count = nodes.len();
-    let nodes: [Node; 2] = nodes.try_into().map_err(|_| {
-        at.refuse(
-            start,
-            "node",
-            format!("there are {count} nodes; a pair is exactly two [node.NAME] tables"),
-        )
-    })?;
-    let [first, second] = &nodes;
+    let count = nodes.iter().filter(|node: &&Node| !node.is_spare).count();
+    if count != 2 || nodes.len() > NODES_MAX {
+        let problem = format!(
+            "there are {count} nodes without `spare = true`, and {} in all; a pair is exactly two [node.NAME] tables, beside \
+             which there may be spares, {NODES_MAX} nodes in all",
+            nodes.len()
+        );
+        return Err(at.refuse(start, "node", problem));
+    }
+    for (index, second) in nodes.iter().enumerate() {
+        for first in &nodes[..index] {
+            differ(at, start, first, second)?;
+        }
+    }
+    Ok(nodes)
+}
+
+/// Two hosts are found at two places.
+fn differ(at: &Source<'_>, start: usize, first: &Node, second: &Node) -> Result<(), ConfigError> {
     if first.address == second.address {
         let key = format!("node.{}.address", second.name);
         return Err(at.refuse(
@@ -42,7 +52,7 @@ pub(super) fn nodes(at: &Source<'_>, raw: RawNodes, vm: &Vm) -> Result<[Node; 2]
             format!("is that of node {} too; give each its own", first.name),
         ));
     }
-    Ok(nodes)
+    Ok(())
 }
 
 fn node(
@@ -105,6 +115,7 @@ fn node(
         run_dir: at.path_at(&key("run_dir"), node.run_dir)?,
         net_process,
         blk_process,
+        is_spare: node.spare,
         name,
     })
 }
@@ -142,3 +153,6 @@ fn is_interface_name(name: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
 }
+
+/// A VM has one backup at a time; more hosts than this are no better than a person who puts another one in.
+const NODES_MAX: usize = 8;

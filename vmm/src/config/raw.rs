@@ -109,4 +109,6 @@ pub(super) struct Node {
     pub(super) net_staging: Option<Spanned<String>>,
     pub(super) blk_socket: Option<Spanned<String>>,
     pub(super) blk_staging: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) spare: bool,
 }

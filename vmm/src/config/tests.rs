@@ -139,7 +139,7 @@ fn two_nodes_cannot_share_a_run_directory() {
 }
 
 #[test]
-fn three_nodes_are_not_a_pair() {
+fn three_nodes_are_a_pair_only_if_one_is_a_spare() {
     let third = GOOD
         .split_once("[node.b]")
         .unwrap()
@@ -148,7 +148,18 @@ fn three_nodes_are_not_a_pair() {
     let error = parse(&format!("{GOOD}\n[node.c]\n{third}"))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("there are 3 nodes"), "{error}");
+    assert!(
+        error.contains("there are 3 nodes without `spare = true`"),
+        "{error}"
+    );
+
+    let third = third.replace("run/b", "run/c");
+    let config = parse(&format!("{GOOD}\n[node.c]\nspare = true\n{third}"));
+    let config = config.unwrap();
+    let names = |of: &str| -> Vec<_> { config.others_of(of).map(|node| node.name.to_string()).collect() };
+    assert_eq!(config.peer_of("a").unwrap().name.as_str(), "b");
+    assert_eq!(names("b"), ["a", "c"]);
+    assert_eq!(names("c"), ["a", "b"]);
 }
 
 #[test]

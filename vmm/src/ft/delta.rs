@@ -63,11 +63,11 @@ pub struct DeltaCounts {
     pub bytes: u64,
 }
 
-impl Delta {
-    /// How many bytes of the log it comes to.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        (self.pages.iter().map(Bytes::len).sum::<usize>() + self.end.len()) as u64
+impl DeltaCounts {
+    /// One more delta, of these pages and this end.
+    pub(super) fn add(&mut self, pages: &[Bytes], end: &[u8]) {
+        self.deltas += 1;
+        self.bytes += (pages.iter().map(Bytes::len).sum::<usize>() + end.len()) as u64;
     }
 }
 

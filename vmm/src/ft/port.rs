@@ -7,6 +7,7 @@ use crate::virtio::frontend::{FrontEnd, FrontendError};
 use crate::virtio::mmio::{DeviceKind, MmioDevice};
 use lockstep_protocol::ids::{DeviceId, Head, LogOffset, QueueIndex};
 use lockstep_protocol::outbox::Gate;
+use lockstep_staging::changes::{ChangesReader, PairingId};
 use lockstep_staging::gate::{GateWriter, Mode};
 use lockstep_staging::message::{DeviceFacts, ImageDigest, Order, Staged, VmmFacts};
 use lockstep_staging::vmm_end::{ConnectError, PushError, VmmEnd};
@@ -138,6 +139,19 @@ impl DevicePort {
         self.facts.image.as_ref()
     }
 
+    /// Which blocks of that image its process has changed, for whoever copies it.
+    #[must_use]
+    pub fn changes(&self) -> ChangesReader {
+        self.staging.changes()
+    }
+
+    /// The two images of a mirrored disk are equal, nothing is in flight, and both get what is ordered from now on.
+    pub fn begin_pairing(&self, id: PairingId) {
+        if self.is_mirrored() {
+            self.staging.begin_pairing(id);
+        }
+    }
+
     /// The gate, for the thread that hears acks.
     #[must_use]
     pub fn gate(&self) -> GateWriter {
@@ -223,6 +237,12 @@ impl DevicePort {
             DeviceKind::Net => self.staging.defer_orders(needs, count),
             DeviceKind::Blk => self.flush(),
         }
+    }
+
+    /// Whether something that the guest asked of the device is in flight.
+    pub(super) fn works(&self, machine: &Machine) -> bool {
+        let rings = machine.device(self.id).map_or(&[][..], |device| device.rings());
+        rings.iter().any(|ring| ring.inflight_len() > 0)
     }
 
     /// The guest is over: waits until the process has answered everything that is in flight, and drops the answers.

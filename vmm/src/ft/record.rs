@@ -268,10 +268,34 @@ impl Recorder {
         tracing::info!(requests, "What the lost primary left undone is ordered again");
     }
 
+    /// A machine that stands still: lets what a mirrored disk is doing come to its end and enter, in this window. `false`
+    /// if it did not within `limit`. Only for a host that is alone.
+    ///
+    /// # Errors
+    /// As [`Self::window`].
+    pub fn settle_disks(&mut self, machine: &mut Machine, limit: Duration) -> Result<bool, WindowError> {
+        let deadline = Instant::now() + limit;
+        for index in 0..self.ports.len() {
+            while self.ports[index].is_mirrored() && self.ports[index].works(machine) {
+                let port = &mut self.ports[index];
+                self.batch.gather(port, machine);
+                if self.batch.wakes_guest() {
+                    let now = self.clock.now();
+                    self.enter_batch(machine, false, None, Some(now))?;
+                } else if !self.ports[index].is_alive() || Instant::now() > deadline {
+                    return Ok(false);
+                } else {
+                    self.ports[index].nap();
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Waits until no device process holds an output any more, at most `limit`: the guest is over, its last words are
     /// not. An own disk image gets all that the guest has asked for, too: so both hosts' images end equal.
     pub fn drain(&mut self, machine: &Machine, limit: Duration) {
-        let deadline = std::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         self.ports.iter().for_each(DevicePort::flush);
         for port in self.ports.iter_mut().filter(|port| port.is_mirrored()) {
             port.finish(machine, deadline);
@@ -280,7 +304,7 @@ impl Recorder {
             let gate = port.gate().snapshot();
             port.is_alive() && gate.held.saturating_add(gate.unread) > 0
         };
-        while !self.sink.is_lost() && self.ports.iter().any(holds) && std::time::Instant::now() < deadline {
+        while !self.sink.is_lost() && self.ports.iter().any(holds) && Instant::now() < deadline {
             std::thread::sleep(DRAIN_NAP);
         }
     }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use lockstep_protocol::ids::Position;
 use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::replay::{Admitted, Follower, Misplaced};
+use lockstep_staging::changes::PairingId;
 
 /// Where the records of a backup come from.
 pub trait LogSource: Send {
@@ -234,8 +235,7 @@ impl Replayer {
             at,
             why: error.to_string(),
         })?;
-        self.counts.deltas += 1;
-        self.counts.bytes += (pages.iter().map(Bytes::len).sum::<usize>() + end.len()) as u64;
+        self.counts.add(pages, end);
         self.source.executed(machine.position());
         if heals {
             self.counts.heals += 1;
@@ -275,6 +275,9 @@ impl Replayer {
         let input = record.input.borrowed();
         if let Some((mirror, port)) = self.mirrored() {
             mirror.await_input(port, &input)?;
+            if let Input::PowerOn { seed } = input {
+                port.begin_pairing(pairing_of(&seed));
+            }
         }
         self.marked |= matches!(input, Input::Mark);
         let differs = match &input {
@@ -301,4 +304,12 @@ fn compare(machine: &Machine, bytes: &[u8]) -> Option<Diverged> {
         Ok(found) => found.map(|found| Diverged::Differs { at, found }),
         Err(_) => Some(Diverged::Broken(at)),
     }
+}
+
+/// The name of the pairing that begins when a VM is powered on: both hosts have its seed and nobody else has.
+#[must_use]
+pub fn pairing_of(seed: &[u8; 32]) -> PairingId {
+    let digest = blake3::hash(seed);
+    let half = digest.as_bytes().first_chunk();
+    *half.expect("a digest is longer than a name")
 }

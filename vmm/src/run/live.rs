@@ -6,6 +6,7 @@ use crate::ft::die::DyingSink;
 use crate::ft::pair::PrimarySide;
 use crate::ft::port::DevicePort;
 use crate::ft::record::{LogSink, PeerLost, Recorder, WindowError};
+use crate::ft::replay::pairing_of;
 use crate::ft::takeover::{Settled, settle};
 use crate::machine::{Advance, End, Exit};
 use crate::status::{Role, What};
@@ -126,6 +127,13 @@ pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow
 fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
     host.stop.heed();
     let seed = rand::random();
+    if live.pair.is_some() {
+        let pairing = pairing_of(&seed);
+        live.recorder
+            .ports()
+            .iter()
+            .for_each(|port| port.begin_pairing(pairing));
+    }
     while let Err(error) = live.recorder.power_on(&mut host.machine, seed) {
         live.survive(host, error)?;
     }
@@ -164,12 +172,21 @@ impl Live {
             if host.stop.is_asked() {
                 return Ok(Some(Ended::Stopped));
             }
+            // Before the sleep of a guest that idles: it may be a long one.
+            self.listen_for_spares(host)?;
             match self.recorder.window(&mut host.machine, exit, &host.stop) {
                 Ok(()) => break,
                 Err(error) => self.survive(host, error)?,
             }
         }
-        self.note(host);
+        self.served(host, end)
+    }
+
+    /// Everything that waited has entered: what else there is to do before the guest runs on, if it does.
+    fn served(&mut self, host: &mut Host, end: Option<End>) -> anyhow::Result<Option<Ended>> {
+        host.observe();
+        host.monitor.late(self.recorder.lateness());
+        host.monitor.deltas(self.recorder.deltas());
         if let Some(ended) = self.lost_device() {
             return Ok(Some(ended));
         }
@@ -199,14 +216,7 @@ impl Live {
                 Err(error) => self.survive(host, error)?,
             }
         }
-        self.note(host);
-        if let Some(ended) = self.lost_device() {
-            return Ok(Some(ended));
-        }
-        self.heal(host)?;
-        self.see_to_errand(host);
-        self.reprotect(host)?;
-        Ok(None)
+        self.served(host, None)
     }
 
     /// A backup that has diverged is made equal again, or given up.
@@ -215,12 +225,6 @@ impl Live {
             Ok(()) => Ok(()),
             Err(error) => self.survive(host, error),
         }
-    }
-
-    fn note(&self, host: &mut Host) {
-        host.observe();
-        host.monitor.late(self.recorder.lateness());
-        host.monitor.deltas(self.recorder.deltas());
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.

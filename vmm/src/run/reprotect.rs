@@ -12,9 +12,10 @@ use crate::ft::pair::PrimarySide;
 use crate::ft::port::DevicePort;
 use crate::machine::CaptureError;
 use crate::status::{Role, What};
-use crate::transfer::source::{Captured, Handover, Request, Source, Tracked};
+use crate::transfer::disk::OwnImage;
+use crate::transfer::source::{Captured, CopyError, Handover, Held, Request, Source, Tracked};
 use anyhow::Context;
-use lockstep_protocol::ids::{NodeName, Term};
+use lockstep_protocol::ids::Term;
 use lockstep_protocol::message;
 use lockstep_protocol::session::Parting;
 use lockstep_protocol::takeover::Verdict;
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long a spare that holds everything may take to begin the session; the guest stands still meanwhile.
 const SESSION_WAIT: Duration = Duration::from_secs(2);
+
+/// How long the disk may take to finish what the guest has asked of it; the guest stands still meanwhile.
+const DISK_WAIT: Duration = Duration::from_secs(5);
 
 /// The search for a spare.
 #[derive(Debug)]
@@ -41,14 +45,21 @@ enum Paired {
 }
 
 impl Search {
-    /// Begins at once, if the VM can be copied: a mirrored disk cannot, yet.
+    /// Begins at once, if the VM can be copied.
     pub(super) fn wanted(host: &Host) -> Option<Self> {
         let is_mirrored = host
             .config
             .vm
             .disk
             .is_some_and(|disk| disk.mode == DiskMode::Mirror);
-        (!is_mirrored).then(|| Self {
+        if is_mirrored && host.node.disk.is_none() {
+            tracing::warn!(
+                "The disk of this VM is mirrored, and the configuration does not say where the image of this host lies, so no spare can get it; name it as node.{}.disk",
+                host.node.name
+            );
+            return None;
+        }
+        Some(Self {
             source: None,
             handover: None,
         })
@@ -67,14 +78,11 @@ impl Search {
     }
 
     /// What the copying thread wants, seen to as far as it needs no standstill.
-    fn attend(&mut self, host: &Host) -> Option<Handover> {
+    fn attend(&mut self, host: &Host, ports: &[DevicePort]) -> Option<Handover> {
         match self.source.as_ref().and_then(Source::request) {
             Some(Request::Track(answer)) => {
                 host.monitor.note(What::CopyBegan);
-                let tracked = host.machine.track_writes().map(|writes| Tracked {
-                    memory: Arc::clone(host.machine.memory()),
-                    writes,
-                });
+                let tracked = track(host, ports);
                 // A copying thread that is gone needs no answer.
                 let _ = answer.send(tracked);
             }
@@ -85,18 +93,49 @@ impl Search {
     }
 }
 
+/// From now on what changes is noted.
+fn track(host: &Host, ports: &[DevicePort]) -> Result<Tracked, CopyError> {
+    let mirrored = ports.iter().find(|port| port.is_mirrored());
+    let disk = match mirrored.zip(host.node.disk.as_ref()) {
+        Some((port, path)) => Some(OwnImage::open(path, port.changes())?),
+        None => None,
+    };
+    Ok(Tracked {
+        memory: Arc::clone(host.machine.memory()),
+        writes: host.machine.track_writes()?,
+        disk,
+    })
+}
+
 impl Live {
+    /// Lets spares in from now on, if one is wanted.
+    pub(super) fn listen_for_spares(&mut self, host: &Host) -> anyhow::Result<()> {
+        if let Some(mut search) = self.search.take() {
+            search.listen(host, self)?;
+            self.search = Some(search);
+        }
+        Ok(())
+    }
+
     /// Looks for a spare, and hands the VM over to one that is ready. Called in a window that was served.
     pub(super) fn reprotect(&mut self, host: &mut Host) -> anyhow::Result<()> {
         let Some(mut search) = self.search.take() else {
             return Ok(());
         };
-        search.listen(host, self)?;
-        let Some(handover) = search.attend(host) else {
+        let Some(handover) = search.attend(host, self.recorder.ports()) else {
             self.search = Some(search);
             return Ok(());
         };
         let stood_still = Instant::now();
+        // Nothing of a mirrored disk is in flight then: what is in the image is all that the guest has asked for.
+        if !self.recorder.settle_disks(&mut host.machine, DISK_WAIT)? {
+            tracing::warn!(
+                "The disk of this host does not come to rest, so the copy protects nothing; look after the disk"
+            );
+            host.monitor.copying().forget();
+            self.search = Some(search);
+            return Ok(());
+        }
         let captured = match host.machine.capture() {
             Ok(state) => Captured {
                 position: state.position(),
@@ -114,7 +153,7 @@ impl Live {
         let held = handover.finish(captured);
         tracing::debug!(after = ?stood_still.elapsed(), "A spare holds the machine");
         let paired = match held {
-            Ok(spare) => self.pair_with(host, &spare)?,
+            Ok(held) => self.pair_with(host, &held)?,
             Err(error) => Paired::No(error.into()),
         };
         match paired {
@@ -132,8 +171,10 @@ impl Live {
     }
 
     /// Begins a term with a spare that holds everything.
-    fn pair_with(&mut self, host: &mut Host, spare: &NodeName) -> anyhow::Result<Paired> {
+    fn pair_with(&mut self, host: &mut Host, held: &Held) -> anyhow::Result<Paired> {
         let start = self.recorder.log_end();
+        let peer = host.config.node(held.spare.as_str())?.clone();
+        host.face(&peer);
         for port in self.recorder.ports() {
             port.gate().await_backup(start);
         }
@@ -151,7 +192,15 @@ impl Live {
         };
         tracing::debug!("Claiming");
         match host.seat.claim(self.term) {
-            Ok(Verdict::Granted { term }) => self.begin(host, pair, term)?,
+            Ok(Verdict::Granted { term }) => {
+                if let Some(id) = held.pairing {
+                    self.recorder
+                        .ports()
+                        .iter()
+                        .for_each(|port| port.begin_pairing(id));
+                }
+                self.begin(host, pair, term)?;
+            }
             Ok(Verdict::Refused { term, holder }) => {
                 return Err(host.halt(self.recorder.ports(), &holder, term));
             }
@@ -161,7 +210,7 @@ impl Live {
                 return Ok(self.stay_alone(error.into()));
             }
         }
-        tracing::info!(%spare, term = %self.term, "The VM is protected again");
+        tracing::info!(spare = %held.spare, term = %self.term, "The VM is protected again");
         Ok(Paired::Yes)
     }
 

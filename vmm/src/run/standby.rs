@@ -1,19 +1,22 @@
-//! The run loop of a spare: it knocks at the other host until that runs the VM unprotected, takes the VM in, and is a
+//! The run loop of a spare: it knocks at the other hosts in turn until one runs the VM unprotected, takes the VM in, and is a
 //! backup like any other from then on.
 
 use super::shadow::Shadow;
 use super::{Ended, Host, start};
+use crate::config::Node;
 use crate::ft::pair::BackupSide;
 use crate::ft::port::DevicePort;
 use crate::ft::replay::Replayer;
 use crate::machine::Machine;
 use crate::status::{Role, What};
+use crate::transfer::disk::intake::DiskIntake;
 use crate::transfer::intake::{self, IntakeError};
 use anyhow::{Context, bail};
 use lockstep_protocol::ids::Term;
-use lockstep_protocol::message;
+use lockstep_protocol::message::{self, Hello};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::StateReceiver;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -26,38 +29,47 @@ const SESSION_WAIT: Duration = Duration::from_secs(5);
 
 /// Waits for a VM and follows it.
 pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
-    if ports.iter().any(DevicePort::is_mirrored) {
+    if ports.iter().any(DevicePort::is_mirrored) && host.node.disk.is_none() {
         bail!(
-            "A mirrored disk cannot be copied to a spare yet: stop the VM, copy the image, and start both hosts with \
-             `lockstep run`; or use a shared disk"
+            "The disk of this VM is mirrored, and the configuration does not say where this host has its image; name it \
+             as node.{}.disk",
+            host.node.name
         );
     }
     host.monitor.set_role(Role::Standby, Term::ZERO);
     host.stop.heed();
-    loop {
+    let others: Vec<Node> = host.config.others_of(host.node.name.as_str()).cloned().collect();
+    let mut told = String::new();
+    for other in others.iter().cycle() {
         if host.stop.is_asked() {
             return Ok(Ended::Stopped);
         }
+        host.face(other);
         match take_in(host, &mut ports) {
             Ok(pair) => {
                 let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
                 return Shadow { replayer, pair }.run(host);
             }
-            Err(error) => settle_for(host, error)?,
+            Err(error) => settle_for(host, error, &mut told)?,
         }
     }
+    bail!("The configuration names no other host")
 }
 
 /// Nobody who answers is waited for; hosts that differ are for a person to look at; the rest is tried again.
-fn settle_for(host: &Host, error: anyhow::Error) -> anyhow::Result<()> {
+fn settle_for(host: &Host, error: anyhow::Error, told: &mut String) -> anyhow::Result<()> {
     host.monitor.copying().forget();
     match error.downcast_ref::<PairError>() {
         Some(cause) if cause.is_silence() => {}
         Some(PairError::Refused(_) | PairError::RefusedByPeer(_)) => return Err(error),
-        _ => tracing::warn!(
-            error = format!("{error:#}"),
-            "The VM did not come whole; knocking again"
-        ),
+        // A host that is a backup sends a spare away for as long as it is one: that is said once.
+        _ => {
+            let error = format!("{error:#}");
+            if *told != error {
+                tracing::warn!(%error, "The VM did not come whole; knocking again");
+            }
+            *told = error;
+        }
     }
     thread::sleep(KNOCK_AGAIN);
     Ok(())
@@ -67,10 +79,17 @@ fn settle_for(host: &Host, error: anyhow::Error) -> anyhow::Result<()> {
 fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSide> {
     let config = start::state_config(host, ports, message::Role::Backup, Term::ZERO)?;
     let mut source = StateReceiver::dial(&config)?;
+    if own_image(host, ports).is_some() {
+        check_holder(host, source.peer())?;
+    }
     tracing::info!(from = %source.peer().node, "Taking the VM in");
     host.monitor.note(What::CopyBegan);
     let memory = Arc::clone(host.machine.memory());
-    let taken = intake::take_in(&mut source, &memory, host.monitor.copying()).map_err(plain)?;
+    let disk = match own_image(host, ports) {
+        Some(path) => Some(DiskIntake::open(path).context("Cannot open the disk image of this host")?),
+        None => None,
+    };
+    let taken = intake::take_in(&mut source, &memory, disk, host.monitor.copying()).map_err(plain)?;
     let stood_still = Instant::now();
     let machine = Machine::restore_in(host.spec(ports), memory, &taken.state)
         .context("The VM that came cannot run here")?;
@@ -80,6 +99,9 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     tracing::debug!(after = ?stood_still.elapsed(), "The machine is made");
     for port in ports.iter_mut() {
         port.adopt(&host.machine);
+        if let Some(id) = taken.pairing {
+            port.begin_pairing(id);
+        }
     }
     let term = source.peer().term;
     let mut config = start::next_pair_config(host, ports, message::Role::Backup, Term::ZERO)?;
@@ -105,6 +127,29 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
     Ok(pair)
+}
+
+/// Where this host's own image of a mirrored disk lies.
+fn own_image<'a>(host: &'a Host, ports: &[DevicePort]) -> Option<&'a Path> {
+    let is_mirrored = ports.iter().any(DevicePort::is_mirrored);
+    host.node.disk.as_deref().filter(|_| is_mirrored)
+}
+
+/// An image is given up only for that of the host that holds the last term: no other one is newer.
+fn check_holder(host: &mut Host, source: &Hello) -> anyhow::Result<()> {
+    let last = start::last_term(host)?;
+    let holder = last.holder.as_ref().map(|holder| &holder.node);
+    if holder == Some(&source.node) && last.term.next() == source.term {
+        return Ok(());
+    }
+    bail!(
+        "Node {} offers its disk for term {}, but the arbiter says that term {} is the last one and that {} holds it, so \
+         the image of this host stays as it is",
+        source.node,
+        source.term,
+        last.term,
+        holder.map_or("nobody", |node| node.as_str())
+    )
 }
 
 /// What the connection says is looked for by its kind.

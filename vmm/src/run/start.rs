@@ -160,13 +160,21 @@ pub(super) fn state_config(
     term: Term,
 ) -> anyhow::Result<StateConfig> {
     let pair = next_pair_config(host, ports, role, term)?;
+    let peers = match role {
+        Role::Primary => host
+            .config
+            .others_of(host.node.name.as_str())
+            .map(|node| PinnedPeer::load(&node.certificate))
+            .collect::<Result<_, _>>()?,
+        Role::Backup => vec![pair.peer],
+    };
     Ok(StateConfig {
         address: match role {
             Role::Primary => host.node.listen,
             Role::Backup => host.peer.address,
         },
         identity: pair.identity,
-        peers: vec![pair.peer],
+        peers,
         hello: pair.hello,
     })
 }

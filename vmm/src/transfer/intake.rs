@@ -1,12 +1,14 @@
 //! The spare takes a VM in: memory as it comes, then the machine. The run loop of a spare calls it before there is a
 //! session, with a machine that was built and never ran. It confirms nothing: the caller does when it can follow a log.
 
+use super::disk::intake::{DiskIntake, DiskIntakeError};
 use super::pages::{self, BadPages};
 use super::piece;
 use super::progress::Progress;
 use crate::memory::GuestRam;
 use crate::state::{MachineState, StateError};
 use bytes::{Buf, Bytes};
+use lockstep_image::PairingId;
 use lockstep_protocol::ids::{LogOffset, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::StateReceiver;
@@ -23,6 +25,12 @@ pub enum IntakeError {
     /// What came as a machine is none.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The disk does not come, or cannot be put in place.
+    #[error(transparent)]
+    Disk(#[from] DiskIntakeError),
+    /// Parts of a mirrored disk for a VM that has none here, or no such parts for one that has.
+    #[error("The other host and this one do not agree whether the VM has a mirrored disk")]
+    NoDisk,
     /// Something else came.
     #[error("A piece of kind {0} came, which there is not")]
     Piece(u8),
@@ -38,6 +46,8 @@ pub struct Taken {
     pub start: LogOffset,
     /// The machine.
     pub state: MachineState,
+    /// The pairing in which the two images of a mirrored disk are equal.
+    pub pairing: Option<PairingId>,
 }
 
 /// What is to be done after a piece.
@@ -51,20 +61,25 @@ pub enum Step {
     Taken(Box<Taken>),
 }
 
-/// Takes everything in, pages into `memory`.
+/// Takes everything in, pages into `memory`, the blocks of a mirrored disk into the image of `disk`.
 ///
 /// # Errors
 /// When it does not come whole. What is in `memory` then is of no use.
 pub fn take_in(
     source: &mut StateReceiver,
     memory: &GuestRam,
+    disk: Option<DiskIntake>,
     progress: &Progress,
 ) -> Result<Taken, IntakeError> {
     progress.begin();
-    progress.round(0);
+    progress.round(0, 0);
+    if let Some(disk) = &disk {
+        source.tell_account(&disk.account())?;
+    }
+    let mut intake = Intake::new(memory, disk, progress);
     loop {
         let (kind, bytes) = source.take()?;
-        match take_piece(kind, bytes, memory, progress)? {
+        match intake.handle_piece(kind, bytes)? {
             Step::Next => {}
             Step::Confirm => source.confirm(source.peer().term, LogOffset::ZERO, Position::ZERO)?,
             Step::Taken(taken) => return Ok(*taken),
@@ -72,32 +87,64 @@ pub fn take_in(
     }
 }
 
-/// Takes one piece in: what another host said, whatever it is.
-///
-/// # Errors
-/// When there is no such piece.
-pub fn take_piece(
-    kind: u8,
-    bytes: Bytes,
-    memory: &GuestRam,
-    progress: &Progress,
-) -> Result<Step, IntakeError> {
-    match kind {
-        piece::PAGES => {
-            let count = pages::apply(&bytes, memory)?;
-            progress.moved(count, bytes.len() as u64);
-            Ok(Step::Next)
+/// Where pieces go, whoever sends them.
+pub struct Intake<'a> {
+    memory: &'a GuestRam,
+    disk: Option<DiskIntake>,
+    pairing: Option<PairingId>,
+    progress: &'a Progress,
+}
+
+impl<'a> Intake<'a> {
+    /// For a machine with `memory`, and a mirrored disk if the VM has one.
+    #[must_use]
+    pub fn new(memory: &'a GuestRam, disk: Option<DiskIntake>, progress: &'a Progress) -> Self {
+        Self {
+            memory,
+            disk,
+            pairing: None,
+            progress,
         }
-        piece::ROUND => Ok(Step::Confirm),
-        piece::MACHINE => Ok(Step::Taken(Box::new(machine(bytes)?))),
-        other => Err(IntakeError::Piece(other)),
+    }
+
+    /// Takes one piece in: what another host said, whatever it is.
+    ///
+    /// # Errors
+    /// When there is no such piece, or it does not fit here.
+    pub fn handle_piece(&mut self, kind: u8, bytes: Bytes) -> Result<Step, IntakeError> {
+        match kind {
+            piece::PAGES => {
+                let count = pages::apply(&bytes, self.memory)?;
+                self.progress.moved(count, bytes.len() as u64);
+            }
+            piece::ROUND => return Ok(Step::Confirm),
+            piece::PAIRING => self.pairing = PairingId::try_from(&*bytes).ok(),
+            piece::MACHINE if self.pairing.is_some() != self.disk.is_some() => {
+                return Err(IntakeError::NoDisk);
+            }
+            piece::MACHINE => return Ok(Step::Taken(Box::new(machine(bytes, self.pairing)?))),
+            piece::DISK | piece::ANNOUNCED | piece::BLOCKS => self.handle_disk(kind, &bytes)?,
+            other => return Err(IntakeError::Piece(other)),
+        }
+        Ok(Step::Next)
+    }
+
+    fn handle_disk(&mut self, kind: u8, bytes: &[u8]) -> Result<(), IntakeError> {
+        let disk = self.disk.as_mut().ok_or(IntakeError::NoDisk)?;
+        match kind {
+            piece::DISK => self.progress.disk_begins(disk.begin(bytes)?),
+            piece::ANNOUNCED => disk.announce(bytes)?,
+            _ => self.progress.disk_moved(disk.apply(bytes)?, bytes.len() as u64),
+        }
+        Ok(())
     }
 }
 
-fn machine(mut bytes: Bytes) -> Result<Taken, IntakeError> {
+fn machine(mut bytes: Bytes, pairing: Option<PairingId>) -> Result<Taken, IntakeError> {
     let start = bytes.try_get_u64_le().map_err(|_| IntakeError::NoStart)?;
     Ok(Taken {
         start: LogOffset::new(start),
         state: MachineState::decode(&bytes)?,
+        pairing,
     })
 }

@@ -6,7 +6,6 @@
 use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
 use bytes::{BufMut, BytesMut};
-use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::little_endian::{U16, U32};
@@ -69,12 +68,21 @@ pub enum BadPages {
 /// Encodes pages, and remembers what the other side holds.
 #[derive(Debug, Default)]
 pub struct PageEncoder {
-    /// Which page was sent last with this content.
-    holders: BTreeMap<u128, Page>,
-    /// What was sent last for a page; absent for zeros.
-    sent: BTreeMap<Page, u128>,
+    /// What was sent last for a page; [`NOTHING`] for zeros and for pages that were not sent.
+    sent: Vec<u128>,
+    /// Pages by their content, each in the one place that the content names: who comes later drives the other out, and a
+    /// repetition that is missed costs its bytes.
+    holders: Vec<Page>,
+    /// Attempts to compress that did not pay, since one did.
+    failed: u32,
     scratch: Vec<u8>,
 }
+
+/// No content has this name, as far as chance goes; who has it is sent as bytes.
+const NOTHING: u128 = 0;
+/// After so many attempts to compress that did not pay, only one page of so many is tried: memory that does not compress
+/// then costs little more than its bytes.
+const FAILED_MAX: u32 = 16;
 
 impl PageEncoder {
     /// Appends what the other side needs to have `page` as it is in `memory` now. The guest may be writing to it: what
@@ -87,34 +95,49 @@ impl PageEncoder {
         memory
             .read_slice(&mut bytes, page.address())
             .expect("only pages of this memory are sent");
-        let content = (bytes != [0; PAGE]).then(|| xxh3_128(&bytes));
-        let before = match content {
-            Some(content) => self.sent.insert(page, content),
-            None => self.sent.remove(&page),
-        };
-        if let Some(before) = before.filter(|before| self.holders.get(before) == Some(&page)) {
-            self.holders.remove(&before);
+        if self.sent.is_empty() {
+            let count = usize::try_from(all(memory).last().map_or(0, Page::get) + 1);
+            let count = count.expect("guest memory is 3 GiB at most");
+            self.sent = vec![NOTHING; count];
+            self.holders = vec![Page::new(0); count.next_power_of_two()];
         }
-        let Some(content) = content else {
+        if bytes == [0; PAGE] {
+            self.sent[index(page)] = NOTHING;
             return out.add_zero(page);
-        };
-        match self.holders.get(&content) {
-            Some(holder) => out.add(page, kind::SAME, 4, number(*holder).as_bytes()),
-            None => {
-                self.holders.insert(content, page);
-                self.add_bytes(page, &bytes, out);
+        }
+        let content = xxh3_128(&bytes);
+        self.sent[index(page)] = content;
+        let place = content as usize & (self.holders.len() - 1);
+        let holder = std::mem::replace(&mut self.holders[place], page);
+        // It may hold something else by now.
+        match holder != page && content != NOTHING && self.sent[index(holder)] == content {
+            true => {
+                self.holders[place] = holder;
+                out.add(page, kind::SAME, 4, number(holder).as_bytes());
             }
+            false => self.add_bytes(page, &bytes, out),
         }
     }
 
     fn add_bytes(&mut self, page: Page, bytes: &[u8; PAGE], out: &mut Pages) {
-        self.scratch
-            .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
-        match lz4_flex::block::compress_into(bytes, &mut self.scratch) {
-            Ok(length) if length < PAYS => out.add(page, kind::LZ4, length, &self.scratch[..length]),
-            _ => out.add(page, kind::RAW, PAGE, bytes),
+        let tries = self.failed < FAILED_MAX || page.get().is_multiple_of(u64::from(FAILED_MAX));
+        if tries {
+            self.scratch
+                .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
+            match lz4_flex::block::compress_into(bytes, &mut self.scratch) {
+                Ok(length) if length < PAYS => {
+                    self.failed = 0;
+                    return out.add(page, kind::LZ4, length, &self.scratch[..length]);
+                }
+                _ => self.failed = self.failed.saturating_add(1),
+            }
         }
+        out.add(page, kind::RAW, PAGE, bytes);
     }
+}
+
+fn index(page: Page) -> usize {
+    usize::try_from(page.get()).expect("guest memory is 3 GiB at most")
 }
 
 /// Encoded pages, to be sent as one piece.
@@ -126,6 +149,15 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Room for about so many bytes.
+    #[must_use]
+    pub fn with_room(bytes: usize) -> Self {
+        Self {
+            bytes: BytesMut::with_capacity(bytes + PAGE + size_of::<Entry>()),
+            zeros: None,
+        }
+    }
+
     /// How many bytes there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -206,23 +238,21 @@ pub fn apply(mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
             continue;
         }
         let (content, rest) = rest.split_at_checked(length).ok_or(BadPages::Cut)?;
-        let content = content_of(entry.kind, page, content, memory)?;
-        memory
-            .write_slice(&content, page.address())
-            .map_err(|_| BadPages::Page(page.get()))?;
+        put(entry.kind, page, content, memory)?;
         count += 1;
         bytes = rest;
     }
     Ok(count)
 }
 
-fn content_of(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<[u8; PAGE], BadPages> {
+fn put(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<(), BadPages> {
     let wrong = BadPages::Length(page.get());
     let mut bytes = [0; PAGE];
-    match kind {
-        kind::RAW => bytes = content.try_into().map_err(|_| wrong)?,
+    let bytes: &[u8] = match kind {
+        kind::RAW if content.len() == PAGE => content,
+        kind::RAW => return Err(wrong),
         kind::LZ4 => match lz4_flex::block::decompress_into(content, &mut bytes) {
-            Ok(PAGE) => {}
+            Ok(PAGE) => &bytes,
             _ => return Err(wrong),
         },
         kind::SAME => {
@@ -231,10 +261,13 @@ fn content_of(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result
             memory
                 .read_slice(&mut bytes, holder.address())
                 .map_err(|_| BadPages::Page(holder.get()))?;
+            &bytes
         }
         other => return Err(BadPages::Kind(other)),
-    }
-    Ok(bytes)
+    };
+    memory
+        .write_slice(bytes, page.address())
+        .map_err(|_| BadPages::Page(page.get()))
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@
 //! what it captured, and goes on when the spare holds everything. Whether a term then begins is the run loop's to settle.
 //! Nothing here claims, and nothing here touches what the guest sees.
 
-use super::pages::{self, PageEncoder, Pages};
-use super::piece;
+use super::copying::Copying;
+use super::disk::OwnImage;
 use super::progress::Progress;
 use crate::ft::wait::Waker;
 use crate::kvm::KvmError;
 use crate::memory::GuestRam;
-use crate::state::dirty::{Page, WriteTracker};
-use bytes::{BufMut, Bytes, BytesMut};
+use crate::state::dirty::WriteTracker;
+use lockstep_image::PairingId;
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
@@ -27,18 +27,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the other thread may take to answer: many times what a window takes.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// How long a spare may take to put a round in place, after it was sent; the guest goes on meanwhile.
-const ROUND_WAIT: Duration = Duration::from_secs(30);
-/// How long a spare may take to hold the last pieces; the guest stands still meanwhile.
-const HELD_WAIT: Duration = Duration::from_millis(500);
 /// How long to wait before listening again, where this host could not.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// The guest is stopped when a round has no more pages than this: they go over in some milliseconds.
-const STOP_PAGES: usize = 512;
-/// Rounds after which it is stopped anyway: it writes faster than the connection carries.
-const ROUNDS_MAX: u32 = 12;
-/// So many bytes of pages make a piece.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// Raised while the copying thread wants something of the vCPU thread, which looks at it in every window.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +51,12 @@ pub enum CopyError {
     /// KVM does not tell what the guest writes.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The own image.
+    #[error("The disk image of this host cannot be read")]
+    Image(#[from] io::Error),
+    /// What the spare says of its image.
+    #[error("What the spare says of its disk image makes no sense")]
+    Account,
     /// The spare says that it holds something else.
     #[error("The spare says that it holds the VM at position {0}, which is not where it stands")]
     Elsewhere(Position),
@@ -73,7 +69,7 @@ pub enum CopyError {
 #[derive(Debug)]
 pub enum Request {
     /// To know what is written from now on.
-    Track(SyncSender<Result<Tracked, KvmError>>),
+    Track(SyncSender<Result<Tracked, CopyError>>),
     /// The VM to stand still.
     Stop(Handover),
 }
@@ -85,6 +81,17 @@ pub struct Tracked {
     pub memory: Arc<GuestRam>,
     /// What was written.
     pub writes: WriteTracker,
+    /// Its mirrored disk, if it has one.
+    pub disk: Option<OwnImage>,
+}
+
+/// A spare that holds all of a machine that stands still.
+#[derive(Debug)]
+pub struct Held {
+    /// Who.
+    pub spare: NodeName,
+    /// The pairing that begins for the images of a mirrored disk.
+    pub pairing: Option<PairingId>,
 }
 
 /// What a machine that stands still is, apart from its memory.
@@ -102,7 +109,7 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Handover {
     captured: SyncSender<Captured>,
-    held: Receiver<Result<NodeName, CopyError>>,
+    held: Receiver<Result<Held, CopyError>>,
 }
 
 impl Handover {
@@ -110,7 +117,7 @@ impl Handover {
     ///
     /// # Errors
     /// When none does.
-    pub fn finish(self, captured: Captured) -> Result<NodeName, CopyError> {
+    pub fn finish(self, captured: Captured) -> Result<Held, CopyError> {
         self.captured.send(captured).map_err(|_| CopyError::Over)?;
         match self.held.recv_timeout(ANSWER_WAIT) {
             Ok(outcome) => outcome,
@@ -128,12 +135,12 @@ pub struct Source {
 }
 
 /// The copying thread's end.
-struct Line {
+pub(super) struct Line {
     requests: SyncSender<Request>,
     attention: Attention,
     waker: Waker,
     wanted: Arc<AtomicBool>,
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
 }
 
 impl Source {
@@ -204,6 +211,13 @@ impl Line {
         self.wanted.load(Ordering::Acquire)
     }
 
+    pub(super) fn check_wanted(&self) -> Result<(), CopyError> {
+        match self.is_wanted() {
+            true => Ok(()),
+            false => Err(CopyError::Over),
+        }
+    }
+
     /// Admits one spare after the other. The run loop wants none any more when one protects the VM.
     fn serve(&self, door: &StateDoor) {
         while self.is_wanted() {
@@ -223,69 +237,21 @@ impl Line {
         }
     }
 
-    fn copy(&self, mut spare: StateSender) -> Result<(), CopyError> {
+    fn copy(&self, spare: StateSender) -> Result<(), CopyError> {
         let (answer, tracked) = sync_channel(1);
         self.ask(Request::Track(answer))?;
-        let Tracked { memory, writes } = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
-        let mut encoder = PageEncoder::default();
-        let mut left: Vec<Page> = pages::all(&memory).collect();
-        for _ in 0..ROUNDS_MAX {
-            self.send(&mut spare, &mut encoder, &memory, &left)?;
-            // A spare that is behind would let the guest stand still for what it has yet to put in place.
-            spare.send(piece::ROUND, Bytes::new())?;
-            spare.wait_until_held(ROUND_WAIT)?;
-            left = writes.take()?;
-            if left.len() <= STOP_PAGES {
-                break;
-            }
-        }
-        tracing::debug!(pages = left.len(), "The VM is asked to stand still");
+        let tracked = tracked.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)??;
+        let mut copying = Copying::begin(self, spare, tracked)?;
+        copying.follow()?;
+        tracing::debug!(pages = copying.left.len(), "The VM is asked to stand still");
         let (give, captured) = sync_channel(1);
         let (tell, held) = sync_channel(1);
         self.ask(Request::Stop(Handover { captured: give, held }))?;
         let captured: Captured = captured.recv_timeout(ANSWER_WAIT).map_err(|_| CopyError::Over)?;
-        let outcome = (|| {
-            left.extend(writes.take()?);
-            left.sort_unstable();
-            left.dedup();
-            self.send(&mut spare, &mut encoder, &memory, &left)?;
-            tracing::debug!(pages = left.len(), "The last pages are sent");
-            finish(&mut spare, &captured)
-        })();
+        let outcome = copying.finish(&captured);
         // Before the log begins: from then on nothing but the log may tell how the machine runs.
-        drop(writes);
+        drop(copying);
         tell.send(outcome).map_err(|_| CopyError::Over)
-    }
-
-    fn send(
-        &self,
-        spare: &mut StateSender,
-        encoder: &mut PageEncoder,
-        memory: &GuestRam,
-        left: &[Page],
-    ) -> Result<(), CopyError> {
-        self.progress.round(left.len() as u64);
-        let mut rest = left.iter();
-        let mut counted = 0;
-        loop {
-            let mut out = Pages::default();
-            while out.len() < PIECE_BYTES {
-                let Some(page) = rest.next() else { break };
-                encoder.encode(memory, *page, &mut out);
-            }
-            let done = (left.len() - rest.len()) as u64;
-            let bytes = out.into_bytes().freeze();
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            let length = bytes.len() as u64;
-            spare.send(piece::PAGES, bytes)?;
-            self.progress.moved(done - counted, length);
-            counted = done;
-            if !self.is_wanted() {
-                return Err(CopyError::Over);
-            }
-        }
     }
 
     fn ask(&self, request: Request) -> Result<(), CopyError> {
@@ -293,18 +259,5 @@ impl Line {
         self.attention.0.store(true, Ordering::Release);
         self.waker.wake();
         Ok(())
-    }
-}
-
-/// Sends what the machine is apart from its memory, and waits until the spare holds all of it.
-fn finish(spare: &mut StateSender, captured: &Captured) -> Result<NodeName, CopyError> {
-    let mut bytes = BytesMut::with_capacity(8 + captured.state.len());
-    bytes.put_u64_le(captured.start.get());
-    bytes.put_slice(&captured.state);
-    spare.send(piece::MACHINE, bytes.freeze())?;
-    let ack = spare.wait_until_held(HELD_WAIT)?;
-    match (ack.upto, ack.position) == (captured.start, captured.position) {
-        true => Ok(spare.peer().node.clone()),
-        false => Err(CopyError::Elsewhere(ack.position)),
     }
 }

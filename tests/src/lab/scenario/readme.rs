@@ -166,6 +166,7 @@ fn edited(text: &str) -> anyhow::Result<String> {
             (_, "heartbeat_ms") => format!("{key} = {}", TIMING.heartbeat_ms),
             (_, "timeout_ms") => format!("{key} = {}", TIMING.timeout_ms),
             (_, "lease_ms") => format!("{key} = {}", TIMING.lease_ms),
+            (_, "stall_limit_ms") => format!("{key} = {}", TIMING.stall_limit_ms),
             _ => line.to_owned(),
         });
     }
@@ -232,7 +233,8 @@ const KEYS: &str = "/etc/lockstep/keys";
 /// The third machine in README's example.
 const THIRD: &str = "192.0.2.3/24";
 const REPLIES: u64 = 200;
-const BOOT_TIME: Duration = Duration::from_secs(480);
+/// A whole Debian, whose every instruction is emulated twice.
+const BOOT_TIME: Duration = Duration::from_secs(900);
 
 #[cfg(test)]
 mod tests {

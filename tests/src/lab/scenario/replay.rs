@@ -171,7 +171,7 @@ const MESSAGE_BYTES: usize = 1 << 20;
 const REPLIES: u64 = 300;
 const CONNECT_TIME: Duration = Duration::from_secs(1);
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
-const REPLAY_TIME: Duration = Duration::from_secs(240);
+const REPLAY_TIME: Duration = Duration::from_secs(480);
 const FIGURES: [(&str, &str); 8] = [
     ("exits", "Exits"),
     ("diverged_exits", "Exits that differ"),

@@ -45,8 +45,8 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Picks one. After a full disk the guest writes no more, so that is for the last fault of a life.
-    pub(super) fn pick(dice: &mut SmallRng, arbiter: Arbiter, is_last: bool) -> Self {
-        if is_last && dice.random_ratio(1, 3) {
+    pub(super) fn pick(dice: &mut SmallRng, arbiter: Arbiter, may_end_writing: bool) -> Self {
+        if may_end_writing && dice.random_ratio(1, 3) {
             return Self::FullDisk;
         }
         let part = if dice.random() {

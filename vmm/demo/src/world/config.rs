@@ -84,15 +84,32 @@ impl Layout {
             .collect()
     }
 
+    /// The configuration of a node that is started by itself, in a world in which nobody ever had a term.
+    pub(crate) fn config_file_apart(&self, node: &str) -> PathBuf {
+        self.dir.join(format!("vm-{node}.toml"))
+    }
+
+    /// What is in it.
+    pub(crate) fn toml_apart(&self, node: &str) -> String {
+        self.toml_by(Arbiter::File, &format!("arbiter-{node}"))
+    }
+
     /// The configuration file, the same for both hosts.
     pub(crate) fn toml(&self) -> String {
+        self.toml_by(self.arbiter, "arbiter")
+    }
+
+    fn toml_by(&self, arbiter: Arbiter, dir: &str) -> String {
         let mut text = String::from(VM);
         push(
             &mut text,
             format_args!("[vm.disk]\nmode = \"{}\"\n\n", self.disk.word()),
         );
-        match self.arbiter {
-            Arbiter::File => text.push_str("[arbiter]\nkind = \"file\"\ndir = \"arbiter\"\n"),
+        match arbiter {
+            Arbiter::File => push(
+                &mut text,
+                format_args!("[arbiter]\nkind = \"file\"\ndir = \"{dir}\"\n"),
+            ),
             Arbiter::Quic => {
                 let address = arbiter_address();
                 let certificate = format!("keys/{ARBITER_NAME}.crt");

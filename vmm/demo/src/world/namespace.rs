@@ -79,12 +79,12 @@ impl Network {
                 .controller(self.bridge)
                 .up()
                 .build();
-            self.netlink
-                .link()
-                .set(message)
-                .execute()
-                .await
-                .context("Cannot put a tap on the bridge")?;
+            match self.netlink.link().set(message).execute().await {
+                Ok(()) => {}
+                // Its host has just died, and took it along.
+                Err(error) if is_gone(&error) => all = false,
+                Err(error) => return Err(error).context("Cannot put a tap on the bridge"),
+            }
         }
         Ok(all)
     }
@@ -113,9 +113,14 @@ async fn index(netlink: &Handle, name: &str) -> anyhow::Result<Option<u32>> {
     let mut links = netlink.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
         Ok(link) => Ok(link.map(|link| link.header.index)),
-        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -(Errno::ENODEV as i32) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => bail!("Cannot ask for the interface {name}: {error}"),
     }
+}
+
+/// Whether there is no such interface.
+fn is_gone(error: &rtnetlink::Error) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(error) if error.raw_code() == -(Errno::ENODEV as i32))
 }
 
 const BRIDGE: &str = "ls0";

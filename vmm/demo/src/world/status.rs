@@ -61,6 +61,15 @@ pub(crate) struct Copy {
     pub(crate) rounds: u32,
     pub(crate) bytes: u64,
     pub(crate) stop_ms: Option<f64>,
+    #[serde(default)]
+    pub(crate) disk: Option<DiskCopy>,
+}
+
+/// The mirrored disk of a copy.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct DiskCopy {
+    pub(crate) whole: bool,
+    pub(crate) bytes: u64,
 }
 
 /// Something that happened.

@@ -75,9 +75,8 @@ impl Recorder {
         };
         let inputs: Vec<_> = std::iter::once(Input::Heal).chain(pages).chain([end]).collect();
         self.sink.treat(machine.position(), &inputs)?;
-        self.counts.deltas += 1;
+        self.counts.add(&delta.pages, &delta.end);
         self.counts.heals += 1;
-        self.counts.bytes += delta.bytes();
         // What was written just now differs because the backup has stood still; the rest is what was wrong.
         let wrong = differing.iter().find(|page| written.binary_search(page).is_err());
         tracing::warn!(

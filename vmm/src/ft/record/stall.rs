@@ -79,8 +79,7 @@ impl Recorder {
         entered?;
         self.batch.clear();
         self.sink.flush();
-        self.counts.deltas += 1;
-        self.counts.bytes += delta.bytes();
+        self.counts.add(&delta.pages, &delta.end);
         Ok(())
     }
 }
