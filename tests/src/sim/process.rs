@@ -109,6 +109,17 @@ impl Default for Following {
     }
 }
 
+/// What a bit that flipped did to the guest of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    /// None has flipped, or the guest was healed.
+    None,
+    /// The process does not know yet.
+    Hidden,
+    /// It does: its guest has diverged.
+    Known,
+}
+
 /// What the process knows of the other host.
 #[derive(Debug)]
 pub(crate) enum Pair {
@@ -149,8 +160,8 @@ pub(crate) struct Process {
     /// Until when the guest idles, if it said so.
     sleeps_until: Option<GuestTime>,
     powered: bool,
-    /// A bit has flipped in the guest of this backup.
-    flipped: bool,
+    /// What is wrong with the guest of this backup.
+    flaw: Flaw,
     /// The guest was stopped in the middle of a run, and its delta is half out.
     stalled: bool,
     /// The vCPU executes until then.
@@ -183,7 +194,7 @@ impl Process {
             window: None,
             sleeps_until: None,
             powered: false,
-            flipped: false,
+            flaw: Flaw::None,
             stalled: false,
             busy_until: env.now,
             time: (GuestTime::ZERO, now),

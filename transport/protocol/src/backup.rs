@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::codec::{LogFault, RecordDecoder};
-use crate::divergence::confession;
+use crate::divergence::Confession;
 use crate::ids::{LogOffset, Position, Term};
 use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS, RESUME_EIGHTHS};
 use crate::message::{Ack, Heartbeat, Message};
@@ -30,7 +30,7 @@ pub struct Backup {
     /// The newest heartbeat that was not echoed yet.
     unechoed: Option<Instant>,
     /// What is left to say, as long as our machine is not the primary's (I16).
-    diverged: Option<VecDeque<Message>>,
+    diverged: Option<Confession>,
     stale: u64,
 }
 
@@ -108,15 +108,24 @@ impl Backup {
 
     // --- Divergence ---
 
-    /// Our machine is not the primary's, as was found at `position`; `hashes` are those of its pages. From here on
-    /// nothing is acked and nothing will be claimed, until it is healed.
-    pub fn diverge(&mut self, position: Position, what: &str, hashes: &[u64]) {
-        self.diverged = Some(confession(self.term, position, what, hashes));
+    /// Our machine is not the primary's, as was found at `position`. From here on nothing is acked and nothing will be
+    /// claimed, until it is healed.
+    pub fn diverge(&mut self, position: Position, what: &str) {
+        self.diverged = Some(Confession::new(self.term, position, what));
+    }
+
+    /// What the memory of our machine comes to, that has diverged: a hash for each of its pages.
+    /// Panics when it has not: that is a bug of the caller.
+    pub fn count(&mut self, hashes: &[u64]) {
+        let confession = self.diverged.as_mut();
+        confession
+            .expect("only a diverged backup counts its pages")
+            .add_census(self.term, hashes);
     }
 
     /// The next word of what a diverged backup has to say, for the ack stream.
     pub fn poll_confession(&mut self) -> Option<Message> {
-        self.diverged.as_mut()?.pop_front()
+        self.diverged.as_mut()?.poll()
     }
 
     /// A delta made our machine the primary's again.

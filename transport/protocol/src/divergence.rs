@@ -115,8 +115,9 @@ impl Health {
         }
     }
 
-    pub(crate) fn is_equal(&self) -> bool {
-        matches!(self, Self::Equal)
+    /// May more acks come, as far as it is known?
+    pub(crate) fn may_ack(&self) -> bool {
+        matches!(self, Self::Equal | Self::Treated(_))
     }
 
     pub(crate) fn wants_heal(&self) -> bool {
@@ -125,25 +126,32 @@ impl Health {
 }
 
 /// What a diverged backup still has to say.
-pub(crate) fn confession(term: Term, position: Position, what: &str, hashes: &[u64]) -> VecDeque<Message> {
-    let mut words = VecDeque::new();
-    words.push_back(Message::Diverged(Diverged {
-        term,
-        position,
-        what: Sentence::new(what),
-    }));
-    let mut first = 0;
-    for piece in hashes.chunks(CENSUS_PAGES) {
-        let next = first + piece.len() as u64;
-        words.push_back(Message::Census(Census {
-            term,
-            first,
-            is_last: next == hashes.len() as u64,
-            hashes: piece.to_vec(),
-        }));
-        first = next;
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Confession(VecDeque<Message>);
+
+impl Confession {
+    pub(crate) fn new(term: Term, position: Position, what: &str) -> Self {
+        let what = Sentence::new(what);
+        Self([Message::Diverged(Diverged { term, position, what })].into())
     }
-    words
+
+    /// Hashes of all its pages come behind it, in pieces.
+    pub(crate) fn add_census(&mut self, term: Term, hashes: &[u64]) {
+        let firsts = (0..).step_by(CENSUS_PAGES);
+        let pieces = firsts.zip(hashes.chunks(CENSUS_PAGES));
+        self.0.extend(pieces.map(|(first, piece)| {
+            Message::Census(Census {
+                term,
+                first,
+                is_last: first + piece.len() as u64 == hashes.len() as u64,
+                hashes: piece.to_vec(),
+            })
+        }));
+    }
+
+    pub(crate) fn poll(&mut self) -> Option<Message> {
+        self.0.pop_front()
+    }
 }
 
 #[cfg(test)]
@@ -155,7 +163,9 @@ mod tests {
 
     fn told(hashes: &[u64]) -> Health {
         let mut health = Health::default();
-        for word in confession(TERM, HERE, "page 5 differs", hashes) {
+        let mut confession = Confession::new(TERM, HERE, "page 5 differs");
+        confession.add_census(TERM, hashes);
+        while let Some(word) = confession.poll() {
             match word {
                 Message::Diverged(found) => health.handle_diverged(found),
                 Message::Census(census) => health.handle_census(&census).unwrap(),
@@ -183,7 +193,7 @@ mod tests {
         health.treated(LogOffset::new(9));
         assert!(!health.handle_ack(LogOffset::new(8)));
         assert!(health.handle_ack(LogOffset::new(9)));
-        assert!(health.is_equal());
+        assert_eq!(health, Health::Equal);
     }
 
     #[test]

@@ -257,9 +257,10 @@ impl Primary {
         self.health.wants_heal()
     }
 
-    /// Is the backup's machine ours, as far as it is known?
-    pub fn has_equal_backup(&self) -> bool {
-        self.health.is_equal()
+    /// Will the backup ack what it gets, as far as it is known? One that has diverged will not, before the delta that
+    /// heals it: a window that is full stays full.
+    pub fn may_be_acked(&self) -> bool {
+        self.health.may_ack()
     }
 
     // --- The lease ---

@@ -200,7 +200,7 @@ impl PairSink {
             match self.link.wait_room(STOP_LOOK) {
                 Room::Open => break,
                 // A window smaller than `SEND_AT` may be full of what nobody was told to send.
-                Room::Full if !self.link.lock().has_equal_backup() => {
+                Room::Full if !self.link.lock().may_be_acked() => {
                     tracing::error!(
                         "The log is full before the backup could be healed; the backup is given up"
                     );

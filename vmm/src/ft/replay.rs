@@ -25,9 +25,11 @@ pub trait LogSource: Send {
     /// The machine executed the last delivered record and stands at `position`.
     fn executed(&mut self, position: Position);
 
-    /// The machine is not the primary's any more: `what` was found at `at`, and `hashes` are those of its pages. Nothing is
-    /// acked or claimed from here on.
-    fn diverged(&mut self, at: Position, what: &str, hashes: &[u64]);
+    /// The machine is not the primary's any more: `what` was found at `at`. Nothing is acked or claimed from here on.
+    fn diverged(&mut self, at: Position, what: &str);
+
+    /// The pages of a machine that has diverged come to this.
+    fn counted(&mut self, hashes: &[u64]);
 
     /// A delta made it the primary's again.
     fn healed(&mut self);
@@ -217,8 +219,8 @@ impl Replayer {
         }
         let what = why.to_string();
         tracing::error!(%what, "This host's copy of the VM has diverged; it protects nothing until it is healed");
-        let hashes = digest::census(machine.memory());
-        self.source.diverged(machine.position(), &what, &hashes);
+        self.source.diverged(machine.position(), &what);
+        self.source.counted(&digest::census(machine.memory()));
         self.follower.stray();
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::live::{Live, NoLog};
 use super::reprotect::Search;
+use super::standby::own_image;
 use super::{DeviceLost, Ended, Host, start};
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
@@ -13,12 +14,15 @@ use crate::monitor::{Monitor, unix_ns};
 use crate::status::{Role, Takeover, What};
 use crate::vcpu::Watchdog;
 use anyhow::{Context, bail};
+use lockstep_image::map;
 use lockstep_protocol::ids::Term;
 use lockstep_protocol::message;
 use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Deed, Takeover as TakeoverMachine};
 use lockstep_protocol::time::Instant as Moment;
 use lockstep_staging::gate::boottime;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,7 +62,6 @@ impl Shadow {
         loop {
             // Before the window: a delta in it brings chips whose words the primary has printed.
             host.observe();
-            let end = exit.end;
             match self.replayer.window(&mut host.machine, &mut exit) {
                 Ok(Replayed::LogEnds) if host.stop.is_asked() => {
                     return Ok(self.leave(host, Parting::Stopped));
@@ -68,20 +71,21 @@ impl Shadow {
                     return self.take_over(host, exit);
                 }
                 Ok(Replayed::Closed) => {}
-                Err(why) => return Err(self.give_up(host, parting(&why), why)),
+                Err(why) => return Err(self.fail(host, why)),
             }
             host.monitor.deltas(self.replayer.deltas());
             if let Some(lost) = self.replayer.ports().iter().find(|port| !port.is_alive()) {
                 let why = DeviceLost(lost.kind());
                 return Err(self.give_up(host, Parting::DeviceFailed, why));
             }
-            if let Some(end) = end {
+            // After the window: a delta in it may have healed a guest that ended here and not there.
+            if let Some(end) = exit.end {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
             exit = match self.advance(host)? {
                 Ok(exit) => exit,
-                Err(why) => return Err(self.give_up(host, parting(&why), why)),
+                Err(why) => return Err(self.fail(host, why)),
             };
         }
     }
@@ -116,6 +120,20 @@ impl Shadow {
         Ended::Stopped
     }
 
+    /// This host cannot follow the log any more.
+    fn fail(self, host: &Host, why: ReplayError) -> anyhow::Error {
+        let parting = match why {
+            ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
+            ReplayError::Mirror(_) => Parting::DiskFailed,
+        };
+        // Where a guest that had diverged wrote to an image of its own nobody knows.
+        let image = own_image(host, self.replayer.ports());
+        if let (Parting::Failed, Some(image)) = (parting, image) {
+            distrust(image);
+        }
+        self.give_up(host, parting, why)
+    }
+
     /// This host is no backup any more: the primary learns it at once and goes on alone.
     fn give_up(self, host: &Host, parting: Parting, why: impl Into<anyhow::Error>) -> anyhow::Error {
         let term = self.pair.term();
@@ -131,14 +149,6 @@ impl Shadow {
         let Self { mut replayer, pair } = self;
         // Who cannot finish the replay must not win the term; that includes what the own disk image has to get.
         replayer.settle()?;
-        if replayer.is_astray() {
-            host.monitor.note(What::Halted);
-            host.monitor.set_role(Role::Halted, pair.term());
-            bail!(
-                "The primary is lost, and this host's copy of the VM had diverged and was not healed, so this host does not \
-                 go on with it; start the VM again with `lockstep run` on both hosts"
-            );
-        }
         let mut stages = Stages::at_log_end();
         host.monitor.note(What::Replayed);
         host.monitor.set_pair(None);
@@ -147,6 +157,16 @@ impl Shadow {
             .context("The log ended although the primary is there")?;
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
+        }
+        if replayer.is_astray() {
+            host.monitor.note(What::Halted);
+            host.monitor.set_role(Role::Halted, pair.term());
+            bail!(
+                "The session with the primary is over ({}), and this host's copy of the VM had diverged and was not healed, \
+                 so this host does not go on with it; if the VM runs on the other host, start `lockstep standby` here, and \
+                 otherwise `lockstep run` on both hosts",
+                loss.why
+            );
         }
         // With one record of it the machine is powered on, or was copied.
         if !pair.has_log() {
@@ -187,10 +207,16 @@ impl Shadow {
     }
 }
 
-fn parting(why: &ReplayError) -> Parting {
-    match why {
-        ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
-        ReplayError::Mirror(_) => Parting::DiskFailed,
+/// An image without a map gets everything anew when its host returns as a spare.
+fn distrust(image: &Path) {
+    match std::fs::remove_file(map::path_of(image)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => tracing::error!(
+            %error,
+            "The map of what changed on this host's image stays, although it is wrong; remove it"
+        ),
+        _ => tracing::warn!(
+            "This host's image is not trusted any more; as a spare it gets a fresh copy of the disk"
+        ),
     }
 }
 

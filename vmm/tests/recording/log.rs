@@ -68,9 +68,11 @@ impl LogSource for Given {
 
     fn executed(&mut self, _: Position) {}
 
-    fn diverged(&mut self, _: Position, what: &str, _: &[u64]) {
+    fn diverged(&mut self, _: Position, what: &str) {
         println!("{what}");
     }
+
+    fn counted(&mut self, _: &[u64]) {}
 
     fn healed(&mut self) {}
 }

@@ -309,7 +309,7 @@ impl Process {
     /// The log is full. A backup that has diverged acks nothing, so it would stay full for ever.
     fn give_up_patient(&mut self, env: &mut Env) {
         if let Pair::Primary(end) = &mut self.pair
-            && !end.machine.has_equal_backup()
+            && !end.machine.may_be_acked()
             && end.lost.is_none()
         {
             let why = PeerLost::Disconnected("it could not be healed".into());

@@ -5,7 +5,7 @@ use lockstep_protocol::replay::Admitted;
 
 use super::driver::Lost;
 use super::settle::{Claimant, Settling, Survivor};
-use super::{Following, Pair, Part, Process};
+use super::{Flaw, Following, Pair, Part, Process};
 use crate::sim::agenda::Actor;
 use crate::sim::env::Env;
 use crate::sim::guest::Exit;
@@ -128,6 +128,13 @@ impl Process {
                 following.marked = false;
             }
             Ok(Admitted::Enters(record)) => {
+                if self.flaw == Flaw::Known {
+                    env.accuse(
+                        "I16",
+                        self.desk.host,
+                        &"a record enters a guest that has diverged",
+                    );
+                }
                 let outcome = match &record.input {
                     Input::Digest { bytes } if bytes[..] != self.guest.fingerprint().to_le_bytes() => {
                         self.diverge(env, following, &"its digest is another one")
@@ -159,25 +166,26 @@ impl Process {
             return Replay::Ends;
         }
         self.window = Some(exit);
-        if !following.follower.is_astray() && env.dice.chance(env.plan.flips) {
+        if self.flaw == Flaw::None && env.dice.chance(env.plan.flips) {
             env.tell(self.desk.host, || "has a bit flipped in its guest".into());
             self.guest.wander(env.dice.any());
-            self.flipped = true;
+            self.flaw = Flaw::Hidden;
         }
         Replay::More
     }
 
     /// The guest is not the primary's any more. Only a bit that flipped may have made it so.
     fn diverge(&mut self, env: &mut Env, following: &mut Following, why: &dyn std::fmt::Display) -> Replay {
-        if !self.flipped || following.follower.is_astray() {
+        if self.flaw != Flaw::Hidden {
             env.accuse("I3", self.desk.host, &why);
             return Replay::Diverged;
         }
         env.tell(self.desk.host, || format!("has diverged: {why}"));
         following.follower.stray();
+        self.flaw = Flaw::Known;
         let at = self.guest.position();
         match (&mut self.pair, &mut self.part) {
-            (Pair::Backup(end), _) => end.diverge(at, &[self.guest.fingerprint()]),
+            (Pair::Backup(end), _) => end.diverge(env, at, &[self.guest.fingerprint()]),
             (_, Part::Settling(settling)) => {
                 if let Claimant::Backup(survivor) = &mut settling.claimant {
                     survivor.takeover.handle_diverged();
@@ -190,11 +198,11 @@ impl Process {
     }
 
     fn healed(&mut self, env: &mut Env) {
-        self.flipped = false;
+        self.flaw = Flaw::None;
         env.oracle.tally.healed += 1;
         env.tell(self.desk.host, || "is healed".into());
         match (&mut self.pair, &mut self.part) {
-            (Pair::Backup(end), _) => end.heal(),
+            (Pair::Backup(end), _) => end.heal(env),
             (_, Part::Settling(settling)) => {
                 if let Claimant::Backup(survivor) = &mut settling.claimant {
                     survivor.takeover.handle_healed();

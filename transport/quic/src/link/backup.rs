@@ -108,20 +108,21 @@ impl BackupLink {
     }
 
     /// Our VM is not the primary's any more: the primary hears of it, and nothing is acked or claimed until `healed`.
-    /// False when the primary is lost already, so that nobody can heal it.
-    pub fn diverged(&self, position: Position, what: &str, hashes: &[u64]) -> bool {
+    pub fn diverged(&self, position: Position, what: &str) {
         match &mut *self.shared.lock() {
-            Intake::Session { backup, .. } => {
-                backup.diverge(position, what, hashes);
-                self.shared.news.ring();
-                true
-            }
-            Intake::Over { takeover, .. } => {
-                takeover.handle_diverged();
-                false
-            }
-            Intake::HandedOver => false,
+            Intake::Session { backup, .. } => backup.diverge(position, what),
+            Intake::Over { takeover, .. } => takeover.handle_diverged(),
+            Intake::HandedOver => {}
         }
+        self.shared.news.ring();
+    }
+
+    /// What the pages of our VM come to, that has diverged.
+    pub fn counted(&self, hashes: &[u64]) {
+        if let Intake::Session { backup, .. } = &mut *self.shared.lock() {
+            backup.count(hashes);
+        }
+        self.shared.news.ring();
     }
 
     /// A delta made our VM the primary's again.

@@ -184,9 +184,14 @@ impl LogSource for PairSource {
         self.link.executed(self.applied, position);
     }
 
-    fn diverged(&mut self, at: Position, what: &str, hashes: &[u64]) {
+    fn diverged(&mut self, at: Position, what: &str) {
+        // First of all: no more acks (I16).
+        self.link.diverged(at, what);
         self.monitor.diverged(at, what);
-        self.link.diverged(at, what, hashes);
+    }
+
+    fn counted(&mut self, hashes: &[u64]) {
+        self.link.counted(hashes);
     }
 
     fn healed(&mut self) {

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Registers are compared where outputs are made, but no more often than this.
 const COMPARE_EVERY: Duration = Duration::from_millis(4);
-/// Pages that a delta may have that heals: they go into the log at once, although nothing is acked.
-const HEAL_PAGES_MAX: usize = 2048;
+/// Pages that a delta may have that heals, 32 MiB: they go into the log at once, although nothing is acked.
+const HEAL_PAGES_MAX: usize = 8192;
 
 impl Recorder {
     /// The digest of this window, if it is time for one. Outputs are compared at least that far.

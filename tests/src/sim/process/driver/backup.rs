@@ -231,16 +231,21 @@ impl BackupEnd {
     }
 
     /// The guest is not the primary's any more.
-    pub(crate) fn diverge(&mut self, at: Position, hashes: &[u64]) {
+    pub(crate) fn diverge(&mut self, env: &mut Env, at: Position, hashes: &[u64]) {
         match &mut self.intake {
-            Intake::Session(backup) => backup.diverge(at, "it has diverged", hashes),
+            Intake::Session(backup) => {
+                env.oracle.strays.strayed(self.conn, backup.received());
+                backup.diverge(at, "it has diverged");
+                backup.count(hashes);
+            }
             Intake::Over(lost) => lost.takeover.handle_diverged(),
             Intake::HandedOver => {}
         }
     }
 
     /// A delta made it the primary's again.
-    pub(crate) fn heal(&mut self) {
+    pub(crate) fn heal(&mut self, env: &mut Env) {
+        env.oracle.strays.healed(self.conn);
         match &mut self.intake {
             Intake::Session(backup) => backup.heal(),
             Intake::Over(lost) => lost.takeover.handle_healed(),

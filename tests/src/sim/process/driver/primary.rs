@@ -112,6 +112,9 @@ impl PrimaryEnd {
                     env.accuse("I1", desk.host, &fault);
                     self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
+                if let Err(sentence) = env.oracle.strays.acked(self.conn, self.machine.acked()) {
+                    env.accuse("I16", desk.host, &sentence);
+                }
             }
             Word::Beat(beat) => match self.machine.handle_heartbeat(now, beat) {
                 Ok(()) => return true,
