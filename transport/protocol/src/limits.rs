@@ -30,6 +30,9 @@ pub const CENSUS_PAGES: usize = 120;
 /// Pages of a VM that a census may have: 3 GiB of them.
 pub const CENSUS_MAX: usize = 3 << 18;
 
+/// How long a backup may take to be healed; all that time outputs wait. A census of the largest VM takes some seconds.
+pub const HEAL_MAX: Duration = Duration::from_secs(10);
+
 /// The longest release name in a hello.
 pub const MAX_RELEASE: usize = 64;
 

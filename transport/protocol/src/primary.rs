@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use crate::codec::RecordEncoder;
 use crate::divergence::{DivergenceFault, Health, Patient};
 use crate::ids::{LogOffset, Position, Term};
-use crate::limits::{MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
+use crate::limits::{HEAL_MAX, MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
 use crate::log::{LogWindow, WindowLimit};
 use crate::message::{Ack, Census, Diverged, Heartbeat};
 use crate::outbox::Gate;
@@ -79,6 +79,8 @@ pub struct Primary {
     lease_until: Instant,
     round_trip: Option<Duration>,
     health: Health,
+    /// When a backup that has diverged is given up.
+    heal_by: Instant,
     stale: u64,
 }
 
@@ -101,6 +103,7 @@ impl Primary {
             lease_until: Instant::ZERO,
             round_trip: None,
             health: Health::default(),
+            heal_by: Instant::FOREVER,
             stale: 0,
         }
     }
@@ -188,6 +191,9 @@ impl Primary {
         }
         // Act: acked never falls and never passes the end (I1).
         self.hearing.note(now);
+        if self.health == Health::Equal {
+            self.heal_by = Instant::FOREVER;
+        }
         self.window.ack(ack.upto);
         self.executed = self.executed.max(ack.executed);
         self.executed_position = self.executed_position.max(ack.position);
@@ -229,6 +235,8 @@ impl Primary {
         }
         self.hearing.note(now);
         self.health.handle_diverged(found.clone());
+        // Who diverges again before an ack has come is no healthier for it.
+        self.heal_by = self.heal_by.min(now + HEAL_MAX);
         Ok(())
     }
 
@@ -319,12 +327,15 @@ impl Primary {
 
     /// When `poll_heartbeat` or `handle_timeout` has something to do.
     pub fn next_timeout(&self) -> Instant {
-        self.next_heartbeat.min(self.hearing.deadline())
+        self.next_heartbeat.min(self.hearing.deadline()).min(self.heal_by)
     }
 
     /// Time has passed: is the backup lost?
     pub fn handle_timeout(&mut self, now: Instant) -> Option<PeerLost> {
-        self.hearing.verdict(now)
+        match now < self.heal_by {
+            true => self.hearing.verdict(now),
+            false => Some(PeerLost::Unhealed(HEAL_MAX)),
+        }
     }
 
     /// The backup is lost: all that is left to do is to claim the next term.

@@ -110,6 +110,9 @@ pub enum PeerLost {
     /// The connection to it broke.
     #[error("The connection to the other host broke: {0}")]
     Disconnected(String),
+    /// Its machine was another one for too long.
+    #[error("The other host's copy of the VM had diverged and was not healed for {0:?}")]
+    Unhealed(Duration),
     /// It said what an honest peer cannot say.
     #[error("The other host broke the protocol: {0}")]
     Misbehaved(String),

@@ -79,12 +79,12 @@ pub struct DeltaMaker {
 }
 
 impl DeltaMaker {
-    /// Tracks what is written from this window on, if it does not yet. The backup's machine is the same in this window. If it
-    /// is time to look, gives and forgets what was written before.
+    /// Tracks what is written from this window on, if it does not yet. If the backup's machine is `equal` in this window, and
+    /// it is time to look, gives and forgets what was written before.
     ///
     /// # Errors
     /// When KVM does not track.
-    pub fn follow(&mut self, machine: &Machine) -> Result<Option<Vec<Page>>, KvmError> {
+    pub fn follow(&mut self, machine: &Machine, equal: bool) -> Result<Option<Vec<Page>>, KvmError> {
         match &self.writes {
             // What is tracked belongs to one life of the guest, and the next one begins equal on both hosts.
             _ if machine.restarts() => self.stop(),
@@ -92,7 +92,7 @@ impl DeltaMaker {
                 self.writes = Some(machine.track_writes()?);
                 self.looked_at = Some(Instant::now());
             }
-            Some(writes) if self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) => {
+            Some(writes) if equal && self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) => {
                 self.looked_at = Some(Instant::now());
                 return writes.take().map(Some);
             }

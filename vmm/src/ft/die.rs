@@ -121,6 +121,10 @@ impl LogSink for DyingSink {
         self.inner.is_lost()
     }
 
+    fn has_equal_backup(&self) -> bool {
+        self.inner.has_equal_backup()
+    }
+
     fn wants_heal(&self) -> bool {
         self.inner.wants_heal()
     }

@@ -51,7 +51,7 @@ pub struct PrimarySide {
     link: Arc<PrimaryLink>,
     gates: Vec<GateWriter>,
     lost: Arc<AtomicBool>,
-    heal_due: Arc<AtomicBool>,
+    astray: Arc<Astray>,
 }
 
 impl PrimarySide {
@@ -60,13 +60,13 @@ impl PrimarySide {
     /// # Errors
     /// When it cannot be reached, or one side refuses the other.
     pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let (lost, heal_due) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (lost, astray) = (Arc::<AtomicBool>::default(), Arc::<Astray>::default());
         let events = PublishAcks {
             gates: Gates::of_primary(context.gates.clone()),
             waker: context.waker,
             monitor: context.monitor,
             lost: Arc::clone(&lost),
-            heal_due: Arc::clone(&heal_due),
+            astray: Arc::clone(&astray),
         };
         tracing::info!(at = %config.address, "Looking for the backup");
         let link = Arc::new(connect_primary(config, Box::new(events))?);
@@ -74,7 +74,7 @@ impl PrimarySide {
             link,
             gates: context.gates,
             lost,
-            heal_due,
+            astray,
         })
     }
 
@@ -89,7 +89,7 @@ impl PrimarySide {
         PairSink {
             link: Arc::clone(&self.link),
             lost: Arc::clone(&self.lost),
-            heal_due: Arc::clone(&self.heal_due),
+            astray: Arc::clone(&self.astray),
             unsent: false,
             silent: false,
         }
@@ -137,13 +137,22 @@ fn alone<T>(link: Arc<T>) -> T {
     Arc::into_inner(link).expect("the run loop drops sink, source and probe before it ends a session")
 }
 
+/// What the vCPU thread asks in every window of a backup that may have diverged.
+#[derive(Debug, Default)]
+struct Astray {
+    /// It has, and the delta that heals it is not in the log yet.
+    known: AtomicBool,
+    /// That delta can be made.
+    heal_due: AtomicBool,
+}
+
 /// Called by the driver thread of a primary.
 struct PublishAcks {
     gates: Gates,
     waker: Waker,
     monitor: Arc<Monitor>,
     lost: Arc<AtomicBool>,
-    heal_due: Arc<AtomicBool>,
+    astray: Arc<Astray>,
 }
 
 impl PrimaryEvents for PublishAcks {
@@ -157,11 +166,12 @@ impl PrimaryEvents for PublishAcks {
 
     fn diverged(&mut self, found: &Diverged) {
         tracing::warn!(at = %found.position, what = %found.what, "The backup has diverged; outputs wait until it is healed");
+        self.astray.known.store(true, Ordering::Release);
         self.monitor.diverged(found.position, &found.what.to_string());
     }
 
     fn heal_due(&mut self) {
-        self.heal_due.store(true, Ordering::Release);
+        self.astray.heal_due.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -177,7 +187,7 @@ impl PrimaryEvents for PublishAcks {
 pub struct PairSink {
     link: Arc<PrimaryLink>,
     lost: Arc<AtomicBool>,
-    heal_due: Arc<AtomicBool>,
+    astray: Arc<Astray>,
     /// Whether something was appended since the driver was last told.
     unsent: bool,
     /// The driver is not told of anything any more.
@@ -251,12 +261,16 @@ impl LogSink for PairSink {
         self.lost.load(Ordering::Acquire)
     }
 
+    fn has_equal_backup(&self) -> bool {
+        !self.astray.known.load(Ordering::Acquire)
+    }
+
     fn wants_heal(&self) -> bool {
-        self.heal_due.load(Ordering::Acquire)
+        self.astray.heal_due.load(Ordering::Acquire)
     }
 
     fn poll_heal(&mut self) -> Option<Patient> {
-        self.heal_due.store(false, Ordering::Release);
+        self.astray.heal_due.store(false, Ordering::Release);
         self.link.lock().poll_heal()
     }
 
@@ -267,6 +281,8 @@ impl LogSink for PairSink {
         let mut primary = self.link.lock();
         primary.append_window(position, false, delta);
         primary.handle_treated();
+        // Before the backup can say anything of it.
+        self.astray.known.store(false, Ordering::Release);
         drop(primary);
         self.unsent = true;
         self.flush();

@@ -238,7 +238,7 @@ impl Recorder {
         if !self.sink.has_backup() {
             return Ok(None);
         }
-        let followed = self.deltas.follow(machine);
+        let followed = self.deltas.follow(machine, self.sink.has_equal_backup());
         followed.map_err(|error| WindowError::Delta(error.into()))
     }
 

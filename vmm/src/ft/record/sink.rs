@@ -26,6 +26,12 @@ pub trait LogSink: Send {
         true
     }
 
+    /// False once the backup has said that it has diverged, until the delta that heals it is in the log: there is nothing to
+    /// compare meanwhile, and what is written is not forgotten.
+    fn has_equal_backup(&self) -> bool {
+        self.has_backup()
+    }
+
     /// Whether the backup has diverged and said all that is needed to heal it.
     fn wants_heal(&self) -> bool {
         false
