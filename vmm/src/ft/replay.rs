@@ -25,8 +25,9 @@ pub trait LogSource: Send {
     /// The machine executed the last delivered record and stands at `position`.
     fn executed(&mut self, position: Position);
 
-    /// The machine is not the primary's any more: `what` was found at `at`. Nothing is acked or claimed from here on.
-    fn diverged(&mut self, at: Position, what: &str);
+    /// The machine is not the primary's any more: `what` was found at `at`. Nothing is acked or claimed from here on. Whether
+    /// a delta that heals may come.
+    fn diverged(&mut self, at: Position, what: &str) -> bool;
 
     /// The pages of a machine that has diverged come to this.
     fn counted(&mut self, hashes: &[u64]);
@@ -211,15 +212,17 @@ impl Replayer {
     /// The machine is not the primary's any more: it stays where it is until a delta heals it.
     ///
     /// # Errors
-    /// When no delta can: its disk image is no longer the primary's either, or it was being healed.
+    /// When no delta can: its disk image is no longer the primary's either, or it was being healed, or nobody is there to.
     pub fn diverge(&mut self, machine: &Machine, why: &Diverged) -> Result<(), ReplayError> {
         // What a diverged guest did to an image of its own is not known.
         if self.mirror.is_some() || self.is_astray() {
             return Err((*why).into());
         }
         let what = why.to_string();
+        if !self.source.diverged(machine.position(), &what) {
+            return Err((*why).into());
+        }
         tracing::error!(%what, "This host's copy of the VM has diverged; it protects nothing until it is healed");
-        self.source.diverged(machine.position(), &what);
         self.source.counted(&digest::census(machine.memory()));
         self.follower.stray();
         Ok(())

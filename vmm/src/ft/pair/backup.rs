@@ -184,10 +184,11 @@ impl LogSource for PairSource {
         self.link.executed(self.applied, position);
     }
 
-    fn diverged(&mut self, at: Position, what: &str) {
+    fn diverged(&mut self, at: Position, what: &str) -> bool {
         // First of all: no more acks (I16).
         self.link.diverged(at, what);
         self.monitor.diverged(at, what);
+        true
     }
 
     fn counted(&mut self, hashes: &[u64]) {
