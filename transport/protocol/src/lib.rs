@@ -3,8 +3,8 @@
 //!
 //! Read in this order: `ids`, `time`, `limits` (words and bounds), `record` (what is replicated), `message`
 //! (what peers say), `session` (what both roles share), `primary`, `window` (what enters a live VM), `backup`,
-//! `replay` (what enters a backup's), `divergence` (a backup that is none), `takeover`, `outbox` (the output rule). `codec` alone knows bytes, `log` keeps
-//! the accounts of the log window.
+//! `replay` (what enters a backup's), `divergence` (a backup that is none), `takeover`, `outbox` (the output rule). `codec`
+//! alone knows bytes, `log` keeps the accounts of the log window.
 #![forbid(unsafe_code)]
 
 pub mod backup;

@@ -1,14 +1,16 @@
 //! The primary's half of a session: appends records, counts acks, holds the lease. The vCPU thread appends,
 //! the driver feeds it what the backup says and sends what it polls. It never releases an output: `outbox` does.
 
+mod divergence;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::RecordEncoder;
-use crate::divergence::{DivergenceFault, Health, Patient};
+use crate::divergence::Health;
 use crate::ids::{LogOffset, Position, Term};
 use crate::limits::{HEAL_MAX, MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
 use crate::log::{LogWindow, WindowLimit};
-use crate::message::{Ack, Census, Diverged, Heartbeat};
+use crate::message::{Ack, Heartbeat};
 use crate::outbox::Gate;
 use crate::record::{Input, Record};
 use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
@@ -223,52 +225,6 @@ impl Primary {
             });
         }
         Ok(())
-    }
-
-    // --- Divergence ---
-
-    /// The backup's machine is not ours any more.
-    pub fn handle_diverged(&mut self, now: Instant, found: &Diverged) -> Result<(), DivergenceFault> {
-        if age(self.term, found.term)? == Age::Stale {
-            self.stale += 1;
-            return Ok(());
-        }
-        self.hearing.note(now);
-        self.health.handle_diverged(found.clone());
-        // Who diverges again before an ack has come is no healthier for it.
-        self.heal_by = self.heal_by.min(now + HEAL_MAX);
-        Ok(())
-    }
-
-    /// A piece of what its memory comes to.
-    pub fn handle_census(&mut self, now: Instant, census: &Census) -> Result<(), DivergenceFault> {
-        if age(self.term, census.term)? == Age::Stale {
-            self.stale += 1;
-            return Ok(());
-        }
-        self.hearing.note(now);
-        self.health.handle_census(census)
-    }
-
-    /// A backup that has diverged and said all that is needed to heal it: given once.
-    pub fn poll_heal(&mut self) -> Option<Patient> {
-        self.health.poll_heal()
-    }
-
-    /// The delta that heals the backup is in the log, whole.
-    pub fn handle_treated(&mut self) {
-        self.health.treated(self.window.end());
-    }
-
-    /// Would `poll_heal` give something?
-    pub fn wants_heal(&self) -> bool {
-        self.health.wants_heal()
-    }
-
-    /// Will the backup ack what it gets, as far as it is known? One that has diverged will not, before the delta that
-    /// heals it: a window that is full stays full.
-    pub fn may_be_acked(&self) -> bool {
-        self.health.may_ack()
     }
 
     // --- The lease ---

@@ -14,14 +14,17 @@ use crate::vcpu::VcpuError;
 use std::fmt;
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Written pages that one digest has at most: bounds how long the guest stands still for it.
-const WRITTEN_MAX: usize = 2048;
+/// Written pages that one digest has at most: bounds how long the guest stands still for it (measured 2026-11-26 on a busy
+/// software KVM: some microseconds a page).
+const WRITTEN_MAX: usize = 1024;
 /// Pages of the stretch that each digest goes on by: 4 MiB.
 const STRETCH: u64 = 1024;
+/// So many pages are read at once: a system call costs more than a page.
+const READ_PAGES: u64 = 16;
 
 /// The registers, which every digest has, and alone if it is a short one.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -101,21 +104,20 @@ impl Digester {
         let first = if self.next < pages { self.next } else { 0 };
         let count = STRETCH.min(pages - first);
         self.next = first + count;
-        let mut all = Xxh3::new();
+        let written = &written[..written.len().min(WRITTEN_MAX)];
+        let hashes = hashes_of(memory, written);
         let mut list = Vec::new();
         let mut before = 0;
-        for page in written.iter().take(WRITTEN_MAX) {
-            let hash = hash(memory, *page);
-            all.update(&hash.to_le_bytes());
+        for (page, hash) in written.iter().zip(&hashes) {
             put_varint(&mut list, page.get() - before);
-            list.push(low_byte(hash));
+            list.push(low_byte(*hash));
             before = page.get();
         }
         let full = Full {
             first: number(first),
             count: number(count),
-            stretch: stretch_hash(memory, first, count).into(),
-            written: all.digest().into(),
+            stretch: combined(&hashes_from(memory, first, count)).into(),
+            written: combined(&hashes).into(),
         };
         bytes.extend(full.as_bytes());
         bytes.extend(list);
@@ -151,18 +153,20 @@ fn memory_difference(memory: &GuestRam, digest: &[u8]) -> Option<Difference> {
     if count > STRETCH || first + count > pages {
         return Some(Difference::Foreign);
     }
-    let mut all = Xxh3::new();
-    for (page, byte) in &written {
-        let hash = hash(memory, *page);
-        if low_byte(hash) != *byte {
-            return Some(Difference::Page(*page));
-        }
-        all.update(&hash.to_le_bytes());
+    let (written, bytes): (Vec<_>, Vec<_>) = written.into_iter().unzip();
+    let hashes = hashes_of(memory, &written);
+    let pairs = hashes.iter().zip(bytes);
+    if let Some((page, _)) = written
+        .iter()
+        .zip(pairs)
+        .find(|(_, (hash, byte))| low_byte(**hash) != *byte)
+    {
+        return Some(Difference::Page(*page));
     }
-    if all.digest() != full.written.get() {
+    if combined(&hashes) != full.written.get() {
         return Some(Difference::Written(written.len()));
     }
-    (stretch_hash(memory, first, count) != full.stretch.get())
+    (combined(&hashes_from(memory, first, count)) != full.stretch.get())
         .then_some(Difference::Among(Page::new(first), count))
 }
 
@@ -205,19 +209,16 @@ fn take_varint(from: &mut &[u8]) -> Option<u64> {
 /// A hash for each page, from page 0 on.
 #[must_use]
 pub fn census(memory: &GuestRam) -> Vec<u64> {
-    (0..page_count(memory))
-        .map(|page| hash(memory, Page::new(page)))
-        .collect()
+    hashes_from(memory, 0, page_count(memory))
 }
 
 /// The pages that are not what `hashes` says of them; those that it does not name are.
 #[must_use]
 pub fn differing(memory: &GuestRam, hashes: &[u64]) -> Vec<Page> {
-    let pages = (0..page_count(memory)).map(Page::new);
     let theirs = hashes.iter().map(Some).chain(std::iter::repeat(None));
-    let differing = pages
-        .zip(theirs)
-        .filter(|(page, theirs)| *theirs != Some(&hash(memory, *page)));
+    let ours = census(memory);
+    let pages = (0..).map(Page::new).zip(ours.iter().zip(theirs));
+    let differing = pages.filter(|(_, (ours, theirs))| *theirs != Some(*ours));
     differing.map(|(page, _)| page).collect()
 }
 
@@ -234,27 +235,40 @@ fn low_byte(number: u64) -> u8 {
     number.to_le_bytes()[0]
 }
 
-fn stretch_hash(memory: &GuestRam, first: u64, count: u64) -> u64 {
-    let mut hasher = Xxh3::new();
-    for page in first..first + count {
-        hasher.update(&hash(memory, Page::new(page)).to_le_bytes());
-    }
-    hasher.digest()
+fn combined(hashes: &[u64]) -> u64 {
+    xxh3_64(hashes.as_bytes())
 }
 
-/// The page is read from its file: where nobody ever touched it, reading it through the mapping would give it memory.
-fn hash(memory: &GuestRam, page: Page) -> u64 {
-    let mut bytes = [0; Page::BYTES];
-    let region = memory
-        .find_region(page.address())
-        .expect("only pages of this memory are asked for");
-    let place = region.file_offset().expect("guest memory is made of files");
-    let at = place.start() + page.address().0 - region.start_addr().0;
-    place
-        .file()
-        .read_exact_at(&mut bytes, at)
-        .expect("the file is as long as the memory, and sealed");
-    xxh3_64(&bytes)
+/// A hash for each of these pages, which are in ascending order.
+fn hashes_of(memory: &GuestRam, pages: &[Page]) -> Vec<u64> {
+    let runs = pages.chunk_by(|one, other| one.get() + 1 == other.get());
+    runs.flat_map(|run| hashes_from(memory, run[0].get(), run.len() as u64))
+        .collect()
+}
+
+/// A hash for each of `count` pages. They are read from their file: where nobody ever touched them, reading them through the
+/// mapping would give them memory.
+fn hashes_from(memory: &GuestRam, first: u64, count: u64) -> Vec<u64> {
+    let mut hashes = Vec::new();
+    let mut bytes = Vec::new();
+    let (mut page, end) = (first, first + count);
+    while page < end {
+        let address = Page::new(page).address();
+        let region = memory
+            .find_region(address)
+            .expect("only pages of this memory are asked for, and it has no holes");
+        let left = (region.start_addr().0 + region.len() - address.0) / Page::BYTES as u64;
+        let pages = READ_PAGES.min(end - page).min(left);
+        let place = region.file_offset().expect("guest memory is made of files");
+        bytes.resize(pages as usize * Page::BYTES, 0);
+        place
+            .file()
+            .read_exact_at(&mut bytes, place.start() + address.0 - region.start_addr().0)
+            .expect("the file is as long as the memory, and sealed");
+        hashes.extend(bytes.chunks(Page::BYTES).map(xxh3_64));
+        page += pages;
+    }
+    hashes
 }
 
 #[cfg(test)]

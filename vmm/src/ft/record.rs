@@ -335,11 +335,7 @@ impl Recorder {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let mut inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
-        if let Some(bytes) = digest {
-            // Behind the mark, which outputs need (I4), and before anything enters.
-            inputs.insert(usize::from(mark), Input::Digest { bytes });
-        }
+        let inputs: Vec<_> = window::entries(mark, digest, tick, batch.inputs()).collect();
         let entered = self.enter(machine, &inputs);
         drop(inputs);
         self.batch = batch;

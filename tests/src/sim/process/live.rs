@@ -94,11 +94,11 @@ impl Process {
         }
         self.consume(&batch);
         let inputs: Vec<_> = batch.inputs.iter().map(Input::borrowed).collect();
-        let mut inputs: Vec<_> = window::entries(mark, tick.then_some(now), inputs.into_iter()).collect();
-        let digest = self.guest.fingerprint().to_le_bytes();
-        if env.dice.chance(env.plan.digests) {
-            inputs.insert(usize::from(mark), Input::Digest { bytes: &digest });
-        }
+        let digest = env.dice.chance(env.plan.digests);
+        let digest = digest.then(|| self.guest.fingerprint().to_le_bytes());
+        let digest = digest.as_ref().map(|bytes| &bytes[..]);
+        let tick = tick.then_some(now);
+        let inputs: Vec<_> = window::entries(mark, digest, tick, inputs.into_iter()).collect();
         let start = self.enter(env, &inputs);
         if mark || exit.idle.is_none() {
             self.flush(env);
@@ -237,7 +237,7 @@ impl Process {
         self.consume(&batch);
         let now = self.guest_now(env);
         let inputs = batch.inputs.iter().map(Input::borrowed);
-        let inputs: Vec<_> = window::entries(false, Some(now), inputs).collect();
+        let inputs: Vec<_> = window::entries(false, None, Some(now), inputs).collect();
         self.enter(env, &inputs);
         self.flush(env);
         self.run_on(env);

@@ -128,22 +128,7 @@ impl Process {
                 following.marked = false;
             }
             Ok(Admitted::Enters(record)) => {
-                if self.flaw == Flaw::Known {
-                    env.accuse(
-                        "I16",
-                        self.desk.host,
-                        &"a record enters a guest that has diverged",
-                    );
-                }
-                let outcome = match &record.input {
-                    Input::Digest { bytes } if bytes[..] != self.guest.fingerprint().to_le_bytes() => {
-                        self.diverge(env, following, &"its digest is another one")
-                    }
-                    input => match self.guest.enter(&input.borrowed()) {
-                        Ok(()) => Replay::More,
-                        Err(misfit) => self.diverge(env, following, &misfit),
-                    },
-                };
+                let outcome = self.let_in(env, following, &record);
                 if outcome != Replay::More {
                     return outcome;
                 }
@@ -172,6 +157,26 @@ impl Process {
             self.flaw = Flaw::Hidden;
         }
         Replay::More
+    }
+
+    /// A record of the open window enters, or shows that the guest is not the primary's any more.
+    fn let_in(&mut self, env: &mut Env, following: &mut Following, record: &Record) -> Replay {
+        if self.flaw == Flaw::Known {
+            env.accuse(
+                "I16",
+                self.desk.host,
+                &"a record enters a guest that has diverged",
+            );
+        }
+        match &record.input {
+            Input::Digest { bytes } if bytes[..] != self.guest.fingerprint().to_le_bytes() => {
+                self.diverge(env, following, &"its digest is another one")
+            }
+            input => match self.guest.enter(&input.borrowed()) {
+                Ok(()) => Replay::More,
+                Err(misfit) => self.diverge(env, following, &misfit),
+            },
+        }
     }
 
     /// The guest is not the primary's any more. Only a bit that flipped may have made it so.

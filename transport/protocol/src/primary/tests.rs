@@ -1,7 +1,7 @@
 //! Acks and leases, one rule at a time. Stories of a whole pair are in `tests/pair.rs`.
 
 use super::*;
-use crate::message::Sentence;
+use crate::message::{Census, Diverged, Sentence};
 
 const TERM: Term = Term::new(2);
 

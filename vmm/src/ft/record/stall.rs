@@ -68,7 +68,7 @@ impl Recorder {
         let end = Input::DeltaEnd {
             bytes: &delta.end[..],
         };
-        let inputs: Vec<_> = window::entries(false, Some(now), batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(false, None, Some(now), batch.inputs()).collect();
         let logged: Vec<_> = std::iter::once(end).chain(inputs.iter().cloned()).collect();
         let appended = self.sink.append(position, &logged);
         let entered = appended
