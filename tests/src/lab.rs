@@ -6,8 +6,8 @@
 //!
 //! Read in this order: this file (what `cargo xtask lab` does), [`scenario`] (the stories), [`world`] (hosts, disk,
 //! arbiter, keys), [`host`] and [`agent`] (one emulated host and orders to it), [`wires`] (the cables), [`host_image`],
-//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`readme`]
-//! (a guest that README makes), [`room`] (why nothing is left when a lab ends).
+//! [`guest_image`] and [`postgres_image`] (what is booted), [`pgbench`] (clients of the latter), [`rdtsc`]
+//! (a program that reads the counter in the guest's user space), [`readme`] (a guest that README makes), [`room`] (why nothing is left when a lab ends).
 
 pub mod agent;
 pub mod config;
@@ -17,6 +17,7 @@ pub mod host_image;
 pub mod packages;
 pub mod pgbench;
 pub mod postgres_image;
+pub mod rdtsc;
 pub mod readme;
 pub mod report;
 pub mod room;
@@ -55,6 +56,9 @@ pub struct LabArgs {
     /// Whose the guest's disk is
     #[arg(long, value_enum, default_value_t = Disks::Mirror)]
     pub disk: Disks,
+    /// How many vCPUs the VM has; several run in epochs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub vcpus: u8,
     /// How often, where a story can be told often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -104,6 +108,9 @@ pub enum Name {
 
 /// Runs the lab. It fails with a sentence where something is missing; it never skips anything.
 pub fn run(args: &LabArgs) -> anyhow::Result<()> {
+    if args.vcpus > 1 && matches!(args.name, Name::Replay | Name::Readme) {
+        bail!("A VM with several vCPUs is not recomputed, and README's has one; leave --vcpus out");
+    }
     if room::is_inside() {
         room::guard(limit(args))?;
         return play(args);
@@ -196,6 +203,7 @@ fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
         let made = readme::make_guest()?;
         return Ok(Setting {
             guest: Guest::Debian,
+            vcpus: args.vcpus,
             disks: Disks::Shared,
             image: image(State::Bare { boot: &made.boot })?,
             initramfs: None,
@@ -209,6 +217,7 @@ fn setting(args: &LabArgs, folder: &Path) -> anyhow::Result<Setting> {
     let initramfs = make_guest(args.guest, &folder.join("guest-image"), &disk, &kernel)?;
     Ok(Setting {
         guest: args.guest,
+        vcpus: args.vcpus,
         disks: args.disk,
         image: image(State::Wired {
             guest: initramfs.as_deref(),

@@ -49,6 +49,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let ends = Ends::new()?;
     let machine = Machine::build(MachineSpec {
+        vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
         memory_mib: args.memory_mib,
         guest: Guest::Micro(lockstep_vmm::run::MICRO_GUEST),
         cmdline: String::new(),

@@ -21,6 +21,8 @@ use std::time::Duration;
 use lockstep_arbiter::config::ArbiterConfig;
 use lockstep_protocol::ids::NodeName;
 
+use crate::vcpu::VcpuCount;
+
 pub use self::error::ConfigError;
 
 /// A checked configuration.
@@ -46,6 +48,8 @@ pub struct Vm {
     pub name: String,
     /// What it boots.
     pub guest: Guest,
+    /// How many vCPUs it has: one is recomputed by the backup, several are copied to it.
+    pub vcpus: VcpuCount,
     /// How much RAM it has.
     pub memory_mib: u32,
     /// What the guest reads as its command line.

@@ -41,6 +41,12 @@ impl Typed {
         std::mem::take(&mut *lock(&self.0))
     }
 
+    /// Whether something was typed that was not taken.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+
     fn add(&self, bytes: &[u8]) {
         let mut typed = lock(&self.0);
         let room = TYPED_MAX - typed.len();

@@ -1,19 +1,18 @@
-//! `/dev/kvm` and what Lockstep asks of it: the capabilities, the VM with its memory slot, and the fixed CPUID template.
+//! `/dev/kvm` and what Lockstep asks of it: the capabilities, and the VM with its memory slot and vCPUs.
 //! The machine builder calls it once per run. It never runs a vCPU and never touches guest memory.
 
 use crate::board::clock::MSR_WALL_CLOCK;
 use crate::board::pc::MSR_TSC;
+use crate::cpuid::CpuTemplate;
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MSR_EXIT_REASON_FILTER, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use std::io;
 use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
-use xxhash_rust::xxh3::xxh3_128;
-use zerocopy::IntoBytes;
 
 /// Where KVM may put the pages it needs for real mode on Intel: below 4 GiB, away from memory and devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -53,7 +52,7 @@ pub enum KvmError {
 }
 
 impl KvmError {
-    fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    pub(crate) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |source| Self::Refused { what, source }
     }
 }
@@ -90,7 +89,7 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-/// Makes the VM: no in-kernel interrupt controller or timer, one memory slot per region.
+/// Makes the VM: no in-kernel interrupt controller or timer yet, one memory slot per region.
 ///
 /// The slots stay valid for as long as the VM is used because the caller keeps `memory` beside the returned file.
 ///
@@ -167,104 +166,15 @@ pub fn filter_clocks(vm: &VmFd) -> Result<(), KvmError> {
         .map_err(KvmError::refused("filter the clock MSRs"))
 }
 
-/// Makes the one vCPU and gives it the template.
+/// Makes vCPU `number` and gives it the template.
 ///
 /// # Errors
 /// When KVM refuses the vCPU or the template.
-pub fn create_vcpu(vm: &VmFd, template: &CpuTemplate) -> Result<VcpuFd, KvmError> {
-    let vcpu = vm.create_vcpu(0).map_err(KvmError::refused("create a vCPU"))?;
-    vcpu.set_cpuid2(&template.0)
+pub fn create_vcpu(vm: &VmFd, number: u8, template: &CpuTemplate) -> Result<VcpuFd, KvmError> {
+    let vcpu = vm
+        .create_vcpu(number.into())
+        .map_err(KvmError::refused("create a vCPU"))?;
+    vcpu.set_cpuid2(&template.shown_to(number))
         .map_err(KvmError::refused("take the CPUID template"))?;
     Ok(vcpu)
-}
-
-/// What the guest sees of the processor: everything whose answer differs from run to run or host to host is taken out.
-#[derive(Debug)]
-pub struct CpuTemplate(CpuId);
-
-impl CpuTemplate {
-    /// Reads what the host offers and applies the template's mask (design: "The deterministic board", point 3).
-    ///
-    /// # Errors
-    /// When KVM will not tell what it supports.
-    pub fn of_host(kvm: &Kvm) -> Result<Self, KvmError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::refused("list its CPUID leaves"))?;
-        let entries: Vec<_> = supported
-            .as_slice()
-            .iter()
-            .filter_map(mask_leaf)
-            .chain(clock_leaves())
-            .collect();
-        let cpuid =
-            CpuId::from_entries(&entries).expect("masking only removes leaves and two small ones are added");
-        Ok(Self(cpuid))
-    }
-
-    /// A short word for the whole template: two hosts whose digests are equal show their guests the same processor.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 16] {
-        let mut words = Vec::new();
-        for leaf in self.0.as_slice() {
-            words.extend([
-                leaf.function,
-                leaf.index,
-                leaf.flags,
-                leaf.eax,
-                leaf.ebx,
-                leaf.ecx,
-                leaf.edx,
-            ]);
-        }
-        xxh3_128(words.as_bytes()).to_le_bytes()
-    }
-}
-
-fn mask_leaf(leaf: &kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
-    let mut leaf = *leaf;
-    match leaf.function {
-        // No hypervisor leaves but our own two.
-        0x4000_0000..=0x4000_ffff => return None,
-        // Leaves about where a vCPU runs, clocks, or counters: the answer depends on the host.
-        0x5 | 0x6 | 0xa | 0xb | 0x15 | 0x16 | 0x1f | 0x8000_001e => return None,
-        0x1 => {
-            leaf.edx &= !(bit(4) | bit(9)); // TSC, APIC
-            leaf.ecx &= !(bit(3) | bit(21) | bit(24) | bit(30)); // MONITOR, x2APIC, TSC-deadline, RDRAND
-            leaf.ecx |= bit(31); // hypervisor present
-            leaf.ebx &= 0xffff; // APIC id and logical count
-        }
-        0x7 if leaf.index == 0 => {
-            leaf.ebx &= !(bit(1) | bit(18)); // TSC_ADJUST, RDSEED
-            leaf.ecx &= !bit(22); // RDPID
-        }
-        0x8000_0001 => {
-            leaf.edx &= !(bit(4) | bit(9) | bit(27)); // TSC, APIC, RDTSCP
-        }
-        0x8000_0007 => leaf.edx = 0, // invariant TSC
-        _ => {}
-    }
-    Some(leaf)
-}
-
-fn clock_leaves() -> [kvm_cpuid_entry2; 2] {
-    // "KVMKVMKVM" and NOP_IO_DELAY | CLOCKSOURCE2 | CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
-    let signature = kvm_cpuid_entry2 {
-        function: 0x4000_0000,
-        eax: 0x4000_0001,
-        ebx: 0x4b4d_564b,
-        ecx: 0x564b_4d56,
-        edx: 0x4d,
-        ..Default::default()
-    };
-    let features = kvm_cpuid_entry2 {
-        function: 0x4000_0001,
-        eax: bit(1) | bit(3) | bit(24),
-        ..Default::default()
-    };
-    [signature, features]
-}
-
-const fn bit(n: u32) -> u32 {
-    1 << n
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. [`config`] and [`run`]: what is run, and in which role.
 //! 2. [`machine`]: what is built, on [`kvm`] and [`memory`], started by [`boot`], with a [`board`] and [`virtio`] windows.
-//! 3. [`vcpu`]: from one synchronous exit to the next.
+//! 3. [`vcpu`]: from one synchronous exit to the next; several vCPUs, with KVM's own [`chips`], run in epochs.
 //! 4. [`ft`]: what happens in the window between them, on a primary and on a backup.
 //! 5. [`state`] and [`transfer`]: how a machine that runs comes to another host.
 //! 6. [`status`] and [`cli`]: what people see of it.
@@ -21,10 +21,12 @@
 pub mod abi;
 pub mod board;
 pub mod boot;
+pub mod chips;
 pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod cpuid;
 pub mod errand;
 pub mod ft;
 pub mod hardware;

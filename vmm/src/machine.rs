@@ -7,13 +7,16 @@
 mod cr4;
 mod delta;
 mod digest;
+mod epoch;
 mod exit;
+mod made;
 mod paging;
 mod parts;
 mod restart;
 mod room;
 mod transfer;
 mod user_tsc;
+mod vcpus;
 mod window;
 
 pub use delta::DeltaError;
@@ -23,21 +26,28 @@ pub(crate) use parts::Parts;
 pub use room::ReceiveRoom;
 pub use transfer::{CaptureError, RestoreError};
 pub(crate) use user_tsc::Hook;
+pub use vcpus::SeveralError;
+pub(crate) use vcpus::VcpusState;
 
 use crate::board::Board;
 use crate::boot::linux::SeedPlace;
 use crate::memory::GuestRam;
-use crate::vcpu::{Pulse, Stop, Vcpu, VcpuError};
+use crate::vcpu::{Pulse, Stop, VcpuCount, VcpuError};
 use crate::virtio::mmio::MmioDevice;
-use crate::{boot, kvm, memory};
+use crate::{boot, chips, kvm, memory};
 use kvm_ioctls::VmFd;
 use lockstep_protocol::ids::{DeviceId, GuestTime, Position};
+use made::Made;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use vcpus::Vcpus;
 
 /// Everything a machine is made from; equal on both hosts.
 #[derive(Debug)]
 pub struct MachineSpec {
+    /// How many vCPUs.
+    pub vcpus: VcpuCount,
     /// MiB of guest memory.
     pub memory_mib: u64,
     /// What it boots.
@@ -64,11 +74,11 @@ pub enum Guest {
 
 impl Guest {
     /// With a kernel that can be placed as it is.
-    fn prepared(self) -> Result<Self, boot::linux::LinuxError> {
+    fn prepared(self, vcpus: VcpuCount) -> Result<Self, boot::linux::LinuxError> {
         Ok(match self {
             Self::Micro(image) => Self::Micro(image),
             Self::Linux { kernel, initrd } => Self::Linux {
-                kernel: boot::linux::prepare(&kernel)?.into(),
+                kernel: boot::linux::prepare(&kernel, vcpus)?.into(),
                 initrd,
             },
         })
@@ -84,6 +94,9 @@ pub enum BuildError {
     /// No KVM.
     #[error(transparent)]
     Kvm(#[from] kvm::KvmError),
+    /// None of KVM's own chips.
+    #[error(transparent)]
+    Chips(#[from] chips::ChipsError),
     /// No guest.
     #[error(transparent)]
     Boot(#[from] boot::flat::BootError),
@@ -96,7 +109,7 @@ pub enum BuildError {
 #[derive(Debug)]
 pub struct Machine {
     // Declared before the memory: the VM with its slots is gone before the mapping is.
-    vcpu: Vcpu,
+    vcpus: Vcpus,
     vm: Arc<VmFd>,
     pub(crate) parts: Parts,
     hook: Option<Hook>,
@@ -106,6 +119,7 @@ pub struct Machine {
     /// What a guest that restarts boots again, prepared.
     guest: Guest,
     pulse: Arc<Pulse>,
+    count: VcpuCount,
 }
 
 /// How far a machine came.
@@ -126,11 +140,17 @@ pub enum StepError {
     /// It cannot be built anew for a guest that restarts.
     #[error("The guest restarts, but its machine cannot be built anew")]
     Restart(#[from] BuildError),
+    /// Several vCPUs cannot become what they were elsewhere.
+    #[error(transparent)]
+    Several(#[from] SeveralError),
+    /// They need a thread each.
+    #[error("Cannot start the threads of the vCPUs; raise the limit on threads")]
+    Threads(#[source] io::Error),
 }
 
 /// A machine before its first instruction, without its devices.
 struct PoweredUp {
-    vcpu: Vcpu,
+    vcpus: Vcpus,
     vm: VmFd,
     board: Board,
     seed: Option<SeedPlace>,
@@ -144,9 +164,10 @@ impl Machine {
     /// When the host has no memory or KVM for it, or the guest image is bad.
     pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
-        let guest = spec.guest.prepared()?;
+        let guest = spec.guest.prepared(spec.vcpus)?;
         let pulse = Arc::default();
-        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, spec.devices.len(), &pulse)?;
+        let devices = spec.devices.len();
+        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, devices, spec.vcpus, &pulse)?;
         let parts = Parts {
             memory,
             board: up.board,
@@ -160,9 +181,11 @@ impl Machine {
             restarts: false,
             call: None,
             exit: Exit::default(),
+            noted: None,
         };
         Ok(Self {
-            vcpu: up.vcpu,
+            count: spec.vcpus,
+            vcpus: up.vcpus,
             vm: Arc::new(up.vm),
             parts,
             hook: None,
@@ -185,7 +208,8 @@ impl Machine {
         }
     }
 
-    /// The same, but a watchdog may stop it before that.
+    /// The same, but a watchdog may stop it before that. A machine with several vCPUs runs nothing here: its backup waits
+    /// at the next position for what the primary's was in the end.
     ///
     /// # Errors
     /// When KVM cannot run the guest.
@@ -193,9 +217,13 @@ impl Machine {
         if self.parts.restarts {
             return Ok(Advance::Exit(self.restart()?));
         }
-        let stop = match self.parts.board {
-            Board::Micro(_) => self.vcpu.run(&mut self.parts)?,
-            Board::Pc(_) => self.run_interrupted()?,
+        let stop = match (&mut self.vcpus, &self.parts.board) {
+            (Vcpus::Several(_), _) => {
+                self.parts.position = self.parts.position.next();
+                return Ok(Advance::Exit(Exit::default()));
+            }
+            (Vcpus::Lone(vcpu), Board::Micro(_)) => vcpu.run(&mut self.parts)?,
+            (Vcpus::Lone(_), Board::Pc(_)) => self.run_interrupted()?,
         };
         if stop == Stop::Stalled {
             return Ok(Advance::Stalled);
@@ -207,7 +235,10 @@ impl Machine {
             Stop::Halt if self.is_halted() => exit.idle = self.sleeps().then_some(IdleLimit(None)),
             Stop::Halt if matches!(self.parts.board, Board::Pc(_)) => exit.end = Some(End::Halt),
             // The micro guest neither halts nor faults; without interrupts nothing would ever wake a halt.
-            Stop::Halt | Stop::Step | Stop::Shutdown => exit.end = Some(End::Fault { rip: self.vcpu.rip() }),
+            Stop::Halt | Stop::Step | Stop::Shutdown => {
+                let rip = self.vcpus.lone().rip();
+                exit.end = Some(End::Fault { rip });
+            }
         }
         Ok(Advance::Exit(exit))
     }
@@ -276,38 +307,36 @@ impl PoweredUp {
         memory: &GuestRam,
         cmdline: &str,
         devices: usize,
+        count: VcpuCount,
         pulse: &Arc<Pulse>,
     ) -> Result<Self, BuildError> {
-        let kvm = kvm::open()?;
-        let vm = kvm::create_vm(&kvm, memory)?;
-        let template = kvm::CpuTemplate::of_host(&kvm)?;
-        let vcpu = kvm::create_vcpu(&vm, &template)?;
+        let is_linux = matches!(guest, Guest::Linux { .. });
+        let made = Made::new::<BuildError>(memory, count, is_linux)?;
+        let first = &made.vcpus[0];
         let (board, seed) = match guest {
             Guest::Micro(image) => {
-                boot::flat::load(memory, &vcpu, image)?;
+                boot::flat::load(memory, first, image)?;
                 (Board::micro(), None)
             }
             Guest::Linux { kernel, initrd } => {
-                kvm::filter_clocks(&vm)?;
                 let boot = boot::linux::Boot {
                     kernel,
                     initrd,
                     cmdline,
                     devices,
+                    vcpus: count,
                 };
-                (Board::pc(), Some(boot.load(memory, &vcpu)?))
+                (Board::pc(), Some(boot.load(memory, first)?))
             }
         };
-        let mut vcpu = Vcpu::new(vcpu, Arc::clone(pulse));
-        if seed.is_some() {
-            vcpu.show_registers();
-        }
+        let template = made.template.digest();
+        let (vm, vcpus) = made.into_parts(is_linux, pulse);
         Ok(Self {
-            vcpu,
+            vcpus,
             vm,
             board,
             seed,
-            template: template.digest(),
+            template,
         })
     }
 }

@@ -185,6 +185,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
     watch::watch(&ports, &waker).context("Cannot watch the device processes")?;
     let (console, typed) = Console::open(config.vm.console, &node, &waker)?;
     let spec = MachineSpec {
+        vcpus: config.vm.vcpus,
         memory_mib: u64::from(config.vm.memory_mib),
         guest: image.guest(),
         cmdline: config.vm.cmdline.clone(),
@@ -257,6 +258,7 @@ impl Host {
     /// The machine of a VM that comes from another host: what it boots is in its memory already.
     fn spec(&self, ports: &[DevicePort]) -> MachineSpec {
         MachineSpec {
+            vcpus: self.config.vm.vcpus,
             memory_mib: u64::from(self.config.vm.memory_mib),
             guest: self.guest.clone(),
             cmdline: self.config.vm.cmdline.clone(),

@@ -1,4 +1,4 @@
-//! What a machine is, apart from its memory: the vCPU, the board, its clock, the devices with their rings, and where it
+//! What a machine is, apart from its memory: the vCPUs, the board, its clock, the devices with their rings, and where it
 //! stands.
 //!
 //! A machine gives it in a window ([`Machine::capture`]) and another is made from it ([`Machine::restore`]); between the
@@ -13,8 +13,7 @@ pub mod dirty;
 pub mod snapshot;
 
 use crate::board::Board;
-use crate::machine::Hook;
-use crate::vcpu::VcpuState;
+use crate::machine::{Hook, VcpusState};
 use crate::virtio::mmio::MmioState;
 use lockstep_protocol::ids::{GuestTime, Position};
 use serde::{Deserialize, Serialize};
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 /// How the bytes begin.
 const MAGIC: [u8; 8] = *b"LSSTATE\n";
 /// The format of the bytes behind the header. Any change of any type in [`MachineState`] is a new version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 4 + 32;
 /// More than any machine: rings, the console's input, and the extended registers are the large parts.
@@ -35,7 +34,7 @@ pub struct MachineState {
     pub(crate) memory_mib: u64,
     pub(crate) position: Position,
     pub(crate) time: GuestTime,
-    pub(crate) vcpu: VcpuState,
+    pub(crate) vcpus: VcpusState,
     pub(crate) board: Board,
     pub(crate) devices: Vec<MmioState>,
     pub(crate) hook: Option<Hook>,

@@ -164,6 +164,7 @@ pub(super) fn snapshot(bytes: &[u8]) {
         .expect("a small file fits memory");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let spec = MachineSpec {
+        vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
         memory_mib: MEMORY_MIB,
         guest: Guest::Micro(MICRO_GUEST),
         cmdline: String::new(),

@@ -119,7 +119,7 @@ pub fn cmdline(guest: Guest) -> String {
 }
 
 /// The configuration of a VM, the same on both hosts.
-pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
+pub fn toml(guest: Guest, vcpus: u8, disks: Disks, name: &str) -> String {
     let Timing {
         heartbeat_ms,
         timeout_ms,
@@ -138,7 +138,7 @@ pub fn toml(guest: Guest, disks: Disks, name: &str) -> String {
     };
     let nodes: String = NODES.map(node_toml).concat();
     format!(
-        "[vm]\nname = \"{name}\"\n{vm}\
+        "[vm]\nname = \"{name}\"\nvcpus = {vcpus}\n{vm}\
          [vm.net]\nmac = \"52:54:00:4c:53:01\"\n\
          [vm.disk]\nmode = \"{}\"\n\
          [pair]\nheartbeat_ms = {heartbeat_ms}\ntimeout_ms = {timeout_ms}\nlease_ms = {lease_ms}\n\

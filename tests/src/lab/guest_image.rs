@@ -1,5 +1,6 @@
 //! The Debian guest: the stock kernel's own modules, busybox, redis-server as Debian ships it, and an ext4 disk on
-//! which redis syncs every write before it answers. What a client was told is therefore on the disk, or it was lost.
+//! which redis syncs every write before it answers. What a client was told is therefore on the disk, or it was lost. Beside
+//! it waits a program that reads the counter in user space.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::packages::tool;
+use super::rdtsc::{self, PORT as RDTSC_PORT};
 use super::tree::Tree;
 use crate::qemu::packages::Kernel;
 
@@ -35,6 +37,9 @@ pub fn build(folder: &Path, kernel: &Kernel) -> anyhow::Result<PathBuf> {
     tree.modules(kernel, &MODULES)?;
     tree.program(&tool("redis-server")?, "bin/redis-server")?;
     tree.program(&tool("e2fsck")?, "bin/e2fsck")?;
+    let program = folder.join("rdtsc");
+    rdtsc::compile(&program)?;
+    tree.copy(&program, "bin/rdtsc")?;
     tree.pack()
 }
 
@@ -50,6 +55,7 @@ say() {{ echo "LOCKSTEP $*" > /dev/console; }}
 word() {{ sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }}
 while read -r module; do insmod /modules/$module || say failed insmod $module; done < /modules/order
 for i in $(seq 100); do [ -b /dev/vda ] && [ -d /sys/class/net/eth0 ] && break; usleep 100000; done
+say cpus $(grep -c ^processor /proc/cpuinfo)
 ip link set lo up
 ip addr add $(word ip) dev eth0 && ip link set eth0 up && ip route add default via $(word gw) || say failed network
 fsck() {{ e2fsck -p /dev/vda; say fsck $?; }}
@@ -70,6 +76,7 @@ fn script() -> String {
 fi
 mkdir -p /disk/{DATA}
 sysctl -w vm.overcommit_memory=1 > /dev/null
+nc -ll -p {RDTSC_PORT} -e /bin/rdtsc &
 say up now
 redis-server {redis} --bind 0.0.0.0 --port 6379 --dir /disk/{DATA} > /dev/console 2>&1
 say redis ended $?

@@ -15,13 +15,14 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use lockstep_demo::outside::{self, Losses, Memory, Outside, Seen};
 use serde_json::Value;
 
 use super::config::{Guest, TIMING};
 use super::guest_image::{self, REDIS};
 use super::packages::tool;
+use super::rdtsc::Counter;
 use super::report::Report;
 use super::wires::{GUEST, NODES, Node};
 use super::world::{Setting, World};
@@ -48,12 +49,30 @@ impl Order {
         let mut report = Report::default();
         report.figure("scenario", "Scenario", scenario);
         report.figure("guest", "Guest", self.setting.guest.name());
+        report.figure("vcpus", "vCPUs", self.setting.vcpus);
         report.figure("disk", "Disk", self.setting.disks.name());
         report.figure("hosts", "Hosts", "emulated CPU with SVM, real KVM");
         report.figure("heartbeat_ms", "Heartbeat, ms", TIMING.heartbeat_ms);
         report.figure("timeout_ms", "Time-out, ms", TIMING.timeout_ms);
         report.figure("lease_ms", "Lease, ms", TIMING.lease_ms);
         report
+    }
+}
+
+impl Order {
+    /// The guest's kernel has started all vCPUs that were ordered.
+    fn check_vcpus(&self, world: &World) -> anyhow::Result<()> {
+        if self.setting.guest == Guest::Micro {
+            // It never starts another one.
+            return Ok(());
+        }
+        let said = world.host(Node::A).read("guest");
+        let wanted = format!("LOCKSTEP cpus {}", self.setting.vcpus);
+        ensure!(
+            said.lines().any(|line| line.trim_end().ends_with(&wanted)),
+            "The guest does not say {wanted:?}: {said}"
+        );
+        Ok(())
     }
 }
 
@@ -82,8 +101,12 @@ struct Fault {
     takeover: Value,
     /// The longest that an input waited for the guest to open a window there.
     late: Duration,
+    /// How many deltas host a had made by then.
+    deltas: u64,
     /// What was missing on its disk, if the guest keeps anything there.
     on_disk: Option<OnDisk>,
+    /// How often a program in its user space read the counter, before and after.
+    user_rdtsc: u64,
 }
 
 /// What the guest's disk holds after both hosts lost their power.
@@ -105,14 +128,21 @@ fn survive(
     if order.setting.guest == Guest::Postgres {
         return postgres::survive(world, order, seed, delay, fault);
     }
+    let mut counter = match order.setting.guest {
+        Guest::Debian => Some(Counter::connect()?),
+        Guest::Micro | Guest::Postgres => None,
+    };
+    let mut count = || counter.as_mut().map_or(Ok(()), |counter| counter.ask(COUNTS));
     let outside = Outside::start(GUEST, order.clients, seed)?;
-    let talked = until_acked(&outside, u64::from(order.clients));
+    let talked = count().and_then(|()| until_acked(&outside, u64::from(order.clients)));
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
     let before = outside.seen();
+    let deltas = deltas(world)?;
     let goes_on = talked
         .and_then(|()| fault(world))
-        .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES));
+        .and_then(|()| until_acked(&outside, before.acked + u64::from(order.clients) * MORE_REPLIES))
+        .and_then(|()| count());
     let end = conclude(world, order, outside, goes_on)?;
     Ok(Fault {
         acked_before: before.acked,
@@ -122,7 +152,9 @@ fn survive(
         survivor: end.survivor,
         takeover: end.status["takeover"].clone(),
         late: late(&end.status),
+        deltas,
         on_disk: end.on_disk,
+        user_rdtsc: counter.map_or(0, |counter| counter.asked()),
     })
 }
 
@@ -168,6 +200,12 @@ fn conclude(
     })
 }
 
+/// How many deltas host a has made.
+fn deltas(world: &World) -> anyhow::Result<u64> {
+    let status = world.status(Node::A)?;
+    status["deltas"].as_u64().context("A status counts deltas")
+}
+
 /// What a status says of inputs that waited.
 fn late(status: &Value) -> Duration {
     Duration::from_micros(status["longest_wait_us"].as_u64().unwrap_or_default())
@@ -208,4 +246,6 @@ fn look_at_disks(world: &World, survivor: Node, memory: &Memory) -> anyhow::Resu
 
 /// For each connection, as many replies as it can have had in flight, and as many again.
 const MORE_REPLIES: u64 = 32;
+/// How often the counter is read before a fault, and how often after it.
+const COUNTS: u64 = 10;
 const REPLIES_TIME: Duration = Duration::from_secs(120);

@@ -25,6 +25,8 @@ use crate::qemu::processes::{Process, eventually};
 pub struct Setting {
     /// What the VM boots.
     pub guest: Guest,
+    /// How many vCPUs the VM has.
+    pub vcpus: u8,
     /// Whose its disk is.
     pub disks: Disks,
     /// The kernel of hosts and guests.
@@ -55,6 +57,7 @@ pub enum Protection {
 pub struct World {
     hosts: [Host; 2],
     guest: Guest,
+    vcpus: u8,
     disks: Disks,
     folder: PathBuf,
     arbiter: Option<Process>,
@@ -83,6 +86,7 @@ impl World {
         let mut world = Self {
             hosts: [a?, b?],
             guest: setting.guest,
+            vcpus: setting.vcpus,
             disks: setting.disks,
             folder,
             arbiter: Some(arbiter),
@@ -313,7 +317,7 @@ impl World {
         }
         script.push_str(&format!("chmod 600 {DIR}/keys/{name}.key\n"));
         for (file, vm) in [(config::PAIR, "lab"), (config::ALONE, "lab-alone")] {
-            let text = config::toml(self.guest, self.disks, vm);
+            let text = config::toml(self.guest, self.vcpus, self.disks, vm);
             script.push_str(&agent::put(&format!("{DIR}/{file}"), text.as_bytes()));
         }
         self.host(node).run(&script).map(drop)

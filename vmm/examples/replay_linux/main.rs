@@ -91,6 +91,7 @@ struct Parts {
 impl Parts {
     fn build(&self, devices: Vec<MmioDevice>) -> anyhow::Result<Machine> {
         Machine::build(MachineSpec {
+            vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
             memory_mib: self.args.memory_mib,
             guest: Guest::Linux {
                 kernel: Arc::clone(&self.kernel),

@@ -176,11 +176,15 @@ impl Pc {
 
     /// What drives each line now. Called before the processor runs on; `devices` are the virtio devices' lines.
     pub fn drive_lines(&mut self, devices: impl Iterator<Item = bool>) {
-        self.pic.set_line(Irq::SERIAL, self.uart.line());
-        self.pic.set_line(Irq::CLOCK, self.rtc.line());
-        for (irq, high) in DEVICE_IRQS.into_iter().zip(devices) {
+        let (serial, clock) = (self.uart.line(), self.rtc.line());
+        for (irq, high) in lines(serial, clock, devices) {
             self.pic.set_line(irq, high);
         }
+    }
+
+    /// The same for interrupt controllers that are not ours.
+    pub fn lines(&self, devices: impl Iterator<Item = bool>) -> impl Iterator<Item = (Irq, bool)> {
+        lines(self.uart.line(), self.rtc.line(), devices)
     }
 
     /// Whether an interrupt waits for the processor.
@@ -215,6 +219,17 @@ impl Pc {
     pub fn counter(&self, position: Position) -> u64 {
         self.now().wrapping_add(position.get())
     }
+}
+
+/// Every line but the timer's, which is an edge.
+fn lines(
+    serial: bool,
+    clock: bool,
+    devices: impl Iterator<Item = bool>,
+) -> impl Iterator<Item = (Irq, bool)> {
+    [(Irq::SERIAL, serial), (Irq::CLOCK, clock)]
+        .into_iter()
+        .chain(DEVICE_IRQS.into_iter().zip(devices))
 }
 
 #[cfg(test)]

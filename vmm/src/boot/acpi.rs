@@ -1,17 +1,19 @@
 //! The ACPI tables of a stock guest: how Debian's kernel finds virtio-mmio devices, and how it switches off.
 //!
-//! The Linux boot writes them once. There is no APIC and no PCI in them: interrupts go through the 8259 pair, whose
-//! level lines the kernel sets up from the resources named here.
+//! The Linux boot writes them once. There is no PCI in them, and an APIC only for several vCPUs: with one, interrupts go
+//! through the 8259 pair. Either way the kernel sets up level lines from the resources named here.
 
 use crate::abi::{MMIO_BYTES, NET_MMIO};
 use crate::board::pc::DEVICE_IRQS;
 use crate::board::{power, rtc, uart};
+use crate::vcpu::VcpuCount;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -24,13 +26,15 @@ const TABLES_MAX: usize = 0x2_0000;
 const OEM: [u8; 6] = *b"LOCKST";
 const OEM_TABLE: [u8; 8] = *b"LOCKSTEP";
 const SCI: u16 = 9;
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
 /// `IAPC_BOOT_ARCH`: there are devices on the ISA bus; there is no keyboard controller to speak of, and no VGA.
 const BOOT_ARCH: u16 = 0x01 | 0x04;
 
 /// All tables, to be written at [`TABLES`].
 #[must_use]
-pub fn tables(devices: usize) -> Vec<u8> {
-    let (facs, dsdt, fadt, xsdt) = (0x40, 0x80, 0x1000, 0x1200);
+pub fn tables(devices: usize, vcpus: VcpuCount) -> Vec<u8> {
+    let (facs, dsdt, fadt, xsdt, madt) = (0x40, 0x80, 0x1000, 0x1200, 0x1400);
     let at = |offset: usize| TABLES + offset as u64;
     let mut image = Vec::new();
     let mut put = |offset: usize, table: &[u8]| {
@@ -50,8 +54,23 @@ pub fn tables(devices: usize) -> Vec<u8> {
     put(fadt, &fadt_table(at(facs), at(dsdt)));
     let mut root = XSDT::new(OEM, OEM_TABLE, 1);
     root.add_entry(at(fadt));
+    if vcpus.is_several() {
+        root.add_entry(at(madt));
+        put(madt, &bytes(&madt_table(vcpus)));
+    }
     put(xsdt, &bytes(&root));
     image
+}
+
+/// The local APIC of each vCPU, and the one IO-APIC, where KVM has them. Its inputs are those of the 8259 pair.
+fn madt_table(vcpus: VcpuCount) -> MADT {
+    let local = LocalInterruptController::Address(LOCAL_APIC);
+    let mut madt = MADT::new(OEM, OEM_TABLE, 1, local);
+    for number in 0..vcpus.get() {
+        madt.add_structure(ProcessorLocalApic::new(number, number, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(vcpus.get(), IO_APIC, 0));
+    madt
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
@@ -162,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_table_is_where_the_one_before_says_and_sums_to_zero() {
-        let image = tables(2);
+        let image = tables(2, VcpuCount::ONE);
         let long =
             |at: usize| usize::try_from(u64::from_le_bytes(image[at..at + 8].try_into().unwrap())).unwrap();
         let table = |address: usize| {
@@ -179,5 +198,14 @@ mod tests {
         let (_, dsdt) = table(long(fadt_at + 140));
         assert!(dsdt.starts_with(b"DSDT") && sums_to_zero(dsdt));
         assert_eq!(dsdt.windows(8).filter(|window| window == b"LNRO0005").count(), 2);
+    }
+    #[test]
+    fn several_vcpus_are_listed_with_the_io_apic_and_one_is_not() {
+        let several = tables(2, VcpuCount::new(3).unwrap());
+        let madt = several.windows(4).position(|word| word == b"APIC").unwrap();
+        let length = u32::from_le_bytes(several[madt + 4..madt + 8].try_into().unwrap()) as usize;
+        assert_eq!(length, 44 + 3 * 8 + 12);
+        assert!(sums_to_zero(&several[madt..madt + length]));
+        assert!(!tables(2, VcpuCount::ONE).windows(4).any(|word| word == b"APIC"));
     }
 }

@@ -10,6 +10,7 @@
 
 use super::{acpi, bzimage, rewrite};
 use crate::memory::GuestRam;
+use crate::vcpu::VcpuCount;
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
@@ -21,6 +22,8 @@ use zerocopy::IntoBytes;
 /// What the board needs the kernel to know; words of the user come later and win. `lpj`: without a timer that interrupts
 /// a computing guest, the kernel must not measure its delay loop.
 const BOARD_WORDS: &str = "lpj=1000000 nokaslr noapic nolapic";
+/// The same with several vCPUs, whose timers and interrupt controllers are KVM's own.
+const BOARD_WORDS_SEVERAL: &str = "nokaslr";
 
 const GDT: u64 = 0x500;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -91,6 +94,8 @@ pub struct Boot<'a> {
     pub cmdline: &'a str,
     /// How many virtio devices there are.
     pub devices: usize,
+    /// How many vCPUs there are.
+    pub vcpus: VcpuCount,
 }
 
 /// Where the kernel finds its first randomness.
@@ -106,13 +111,17 @@ impl SeedPlace {
     }
 }
 
-/// A vmlinux or bzImage as it is placed: unpacked, and freed of what must not be executed. Done once in a VM's life,
+/// A vmlinux or bzImage as it is placed: unpacked, and with one vCPU freed of what must not be executed. Done once in a VM's life,
 /// however often its guest restarts: it takes longer than the rest.
 ///
 /// # Errors
 /// When it is no kernel.
-pub fn prepare(kernel: &[u8]) -> Result<Vec<u8>, LinuxError> {
+pub fn prepare(kernel: &[u8], vcpus: VcpuCount) -> Result<Vec<u8>, LinuxError> {
     let mut kernel = bzimage::unpack(kernel)?.into_owned();
+    if vcpus.is_several() {
+        // Nobody recomputes it: it may ask the processor what it likes.
+        return Ok(kernel);
+    }
     let sites = rewrite::rewrite(&mut kernel)?;
     tracing::info!(
         rdtsc = sites.rdtsc,
@@ -133,7 +142,7 @@ impl Boot<'_> {
             Elf::load(memory, None, &mut Cursor::new(self.kernel), None).map_err(LinuxError::Kernel)?;
         let initrd = self.place_initrd(memory, loaded.kernel_end)?;
         let cmdline = self.place_cmdline(memory)?;
-        let tables = acpi::tables(self.devices);
+        let tables = acpi::tables(self.devices, self.vcpus);
         memory.write_slice(&tables, GuestAddress(acpi::TABLES))?;
         memory.write_obj(
             params(memory, initrd, self.initrd.len(), cmdline),
@@ -163,7 +172,12 @@ impl Boot<'_> {
 
     /// Returns the length.
     fn place_cmdline(&self, memory: &GuestRam) -> Result<usize, LinuxError> {
-        let mut line = format!("{BOARD_WORDS} {}", self.cmdline).into_bytes();
+        let words = if self.vcpus.is_several() {
+            BOARD_WORDS_SEVERAL
+        } else {
+            BOARD_WORDS
+        };
+        let mut line = format!("{words} {}", self.cmdline).into_bytes();
         if line.len() >= CMDLINE_MAX {
             return Err(LinuxError::Cmdline);
         }

@@ -19,6 +19,7 @@ pub(super) fn digest(vm: &Vm, pair: &Pair, arbiter: &raw::Arbiter, nodes: &[Node
         Guest::Linux { initrd: None, .. } => "linux",
         Guest::Linux { initrd: Some(_), .. } => "linux with initrd",
     });
+    parts.add(vm.vcpus.get().to_string());
     parts.add(vm.memory_mib.to_string());
     parts.add(&vm.cmdline);
     parts.add(vm.net.map_or(String::new(), |net| format!("{:02x?}", net.mac)));

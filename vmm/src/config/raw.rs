@@ -25,6 +25,7 @@ pub(super) struct Vm {
     pub(super) initrd: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) console: Console,
+    pub(super) vcpus: Option<Spanned<u8>>,
     pub(super) memory_mib: Option<Spanned<u32>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) net: Option<Net>,

@@ -11,6 +11,8 @@ use toml::Spanned;
 use super::digest::digest;
 use super::nodes::nodes;
 use super::raw;
+use crate::vcpu::VcpuCount;
+
 use super::{Arbiter, Config, ConfigError, ConsoleMode, Disk, DiskMode, Guest, Net, Pair, Vm};
 
 /// Turns the text of a configuration file into checked values.
@@ -114,7 +116,15 @@ fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
             return Err(at.refuse(value.span().start, "vm.memory_mib", problem));
         }
     };
+    let vcpus = match raw.vcpus {
+        None => VcpuCount::ONE,
+        Some(value) => VcpuCount::new(*value.get_ref()).ok_or_else(|| {
+            let problem = format!("must be from 1 to {}", VcpuCount::MAX);
+            at.refuse(value.span().start, "vm.vcpus", problem)
+        })?,
+    };
     Ok(Vm {
+        vcpus,
         name: raw.name.into_inner(),
         guest: guest(at, raw.guest, raw.kernel, raw.initrd)?,
         console: match raw.console {

@@ -12,6 +12,7 @@ mod gates;
 pub mod inject;
 pub mod lateness;
 pub mod mirror;
+pub mod pace;
 pub mod pair;
 pub mod port;
 pub mod record;

@@ -183,7 +183,7 @@ impl DevicePort {
         }
     }
 
-    /// The same for a machine that came from another host, with its drivers at work.
+    /// The same if its driver is at work: the machine came from another host, or an epoch is over.
     pub fn adopt(&mut self, machine: &Machine) {
         if machine.device(self.id).is_some_and(MmioDevice::is_ready) {
             self.activate(machine);
@@ -279,6 +279,11 @@ impl DevicePort {
         self.alive.end(why);
     }
 
+    /// Whether the process has something for the guest.
+    pub(super) fn has_inputs(&self) -> bool {
+        self.is_alive() && self.staging.has_inputs()
+    }
+
     /// Waits until the process did something, or for a moment.
     pub(super) fn nap(&mut self) {
         if self.staging.prepare_sleep() {
@@ -321,14 +326,14 @@ impl Liveness {
 
 /// Passes on what the guest's drivers did to their devices in the exit, once.
 pub(super) fn follow_driver(ports: &mut [DevicePort], machine: &Machine, exit: &mut Exit) {
-    let (ready, reset) = (exit.ready.take(), exit.reset.take());
+    let (ready, reset) = (std::mem::take(&mut exit.ready), std::mem::take(&mut exit.reset));
     let restarted = std::mem::take(&mut exit.restarted);
     for port in ports {
-        if restarted || reset == Some(port.id) {
+        if restarted || reset.contains(&port.id) {
             port.deactivate();
         }
-        if ready == Some(port.id) {
-            port.activate(machine);
+        if ready.contains(&port.id) {
+            port.adopt(machine);
         }
     }
 }

@@ -4,7 +4,9 @@
 //! gathers what the device processes staged, hands it to the log in one piece, injects it by the same function that a
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
+mod epoch;
 mod heal;
+mod orders;
 mod sink;
 mod stall;
 
@@ -16,15 +18,16 @@ use super::delta::{DeltaCounts, DeltaMaker, MakeError};
 use super::digest::Digester;
 use super::inject::InjectError;
 use super::lateness::Lateness;
+use super::pace::Pace;
 use super::port::{DevicePort, follow_driver};
 use super::wait::{self, Waker};
 use crate::console::Typed;
 use crate::errand::Errands;
-use crate::machine::{Exit, IdleLimit, Kick, Machine};
+use crate::machine::{Exit, IdleLimit, Machine};
 use crate::state::dirty::Page;
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
-use lockstep_protocol::ids::{GuestTime, LogOffset, QueueIndex};
+use lockstep_protocol::ids::{GuestTime, LogOffset};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
 use std::time::{Duration, Instant};
@@ -73,6 +76,7 @@ pub struct Recorder {
     compared_at: Instant,
     /// Before this, time alone is no reason for a delta.
     next_stall: Instant,
+    pace: Pace,
 }
 
 impl Recorder {
@@ -96,6 +100,7 @@ impl Recorder {
             digester: Digester::default(),
             compared_at: Instant::now(),
             next_stall: Instant::now(),
+            pace: Pace::default(),
         }
     }
 
@@ -191,6 +196,9 @@ impl Recorder {
     /// # Errors
     /// When the backup is lost, or the machine refuses an input.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit, stop: &Stop) -> Result<(), WindowError> {
+        if machine.is_several() {
+            return self.end_epoch(machine, exit);
+        }
         follow_driver(&mut self.ports, machine, exit);
         let written = self.follow_writes(machine)?;
         let digest = self.digest(machine, exit, written.as_deref())?;
@@ -208,14 +216,14 @@ impl Recorder {
             self.batch.add_typed(&self.typed.take());
             let now = self.clock.now();
             self.lateness.opened(now, self.batch.wakes_guest());
-            let mark = exit.kick.is_some() || exit.end.is_some();
+            let mark = exit.calls();
             let tick = self.batch.wakes_guest() || is_due(machine, now, deadline) || digest.is_some();
             if tick || mark {
                 let start = self.enter_batch(machine, mark, digest.as_deref(), tick.then_some(now))?;
                 if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
-                self.order(exit.kick.take(), window::needs(start));
+                self.order(&mut exit.kicks, window::needs(start));
                 self.lateness.closed(self.clock.now());
                 return Ok(());
             }
@@ -248,24 +256,6 @@ impl Recorder {
             self.sent_at = now;
         }
         due
-    }
-
-    /// Orders every chain that is in flight in the machine: after a takeover nobody else will complete them.
-    pub fn reissue(&mut self, machine: &Machine) {
-        let mut requests = 0;
-        for port in &mut self.ports {
-            let Some(device) = machine.device(port.id()).filter(|device| device.is_ready()) else {
-                continue;
-            };
-            for (queue, ring) in (0_u16..).zip(device.rings()) {
-                for head in ring.inflight() {
-                    port.order(QueueIndex::new(queue), head, LogOffset::ZERO);
-                    requests += 1;
-                }
-            }
-            port.flush();
-        }
-        tracing::info!(requests, "What the lost primary left undone is ordered again");
     }
 
     /// A machine that stands still: lets what a mirrored disk is doing come to its end and enter, in this window. `false`
@@ -350,18 +340,6 @@ impl Recorder {
             machine.inject(input)?;
         }
         Ok(start)
-    }
-
-    fn order(&mut self, kick: Option<Kick>, needs: LogOffset) {
-        let Some(kick) = kick else { return };
-        let Some(port) = self.ports.iter_mut().find(|port| port.id() == kick.device) else {
-            return;
-        };
-        let count = kick.heads.len();
-        for head in kick.heads {
-            port.order(kick.queue, head, needs);
-        }
-        port.end_orders(needs, count);
     }
 }
 

@@ -176,9 +176,9 @@ impl Replayer {
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
         self.marked = false;
+        let mut called = exit.calls();
         loop {
             let at = machine.position();
-            let called = exit.kick.is_some() || exit.end.is_some();
             let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
             };
@@ -189,9 +189,10 @@ impl Replayer {
                 Ok(Admitted::Kept | Admitted::Dropped) => self.source.executed(at),
                 Ok(Admitted::Delta { pages, end, heals }) => {
                     self.become_like_primary(machine, &pages, &end, heals)?;
-                    // The exit is long over there.
-                    *exit = Exit::default();
-                    self.marked = false;
+                    // The exit is long over there; one at the end of an epoch comes with the delta.
+                    *exit = machine.take_exit();
+                    (called, self.marked) = (exit.calls(), false);
+                    self.follow_guest(machine, exit)?;
                 }
                 Ok(Admitted::Enters(record)) => {
                     self.enter(machine, &record)?;
@@ -252,18 +253,17 @@ impl Replayer {
 
     /// Passes on what the guest did in the exit, once: to its devices, and what it asks of a mirrored disk.
     fn follow_guest(&mut self, machine: &Machine, exit: &mut Exit) -> Result<(), MirrorError> {
-        let reset = exit.reset;
         if let Some((mirror, port)) = self.mirrored()
-            && reset == Some(mirror.device())
+            && exit.reset.contains(&mirror.device())
         {
             mirror.settle(port)?;
         }
         follow_driver(&mut self.ports, machine, exit);
-        if let Some((mirror, port)) = self.mirrored()
-            && let Some(kick) = &exit.kick
-            && kick.device == mirror.device()
-        {
-            mirror.order(port, kick);
+        if let Some((mirror, port)) = self.mirrored() {
+            let device = mirror.device();
+            for kick in exit.kicks.iter().filter(|kick| kick.device == device) {
+                mirror.order(port, kick);
+            }
         }
         Ok(())
     }

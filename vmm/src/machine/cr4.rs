@@ -18,9 +18,9 @@ const CR4_TSD: u64 = 1 << 2;
 impl Machine {
     /// The guest wants to write CR4 from a register; its call is finished.
     pub(super) fn write_cr4(&mut self, from: Register) -> Result<(), VcpuError> {
-        let mut registers = self.vcpu.shown();
+        let mut registers = self.vcpus.lone().shown();
         let site = registers.rip.wrapping_sub(CALL_BYTES);
-        let space = AddressSpace::of(&self.vcpu.system_registers()?, &self.parts.memory);
+        let space = AddressSpace::of(&self.vcpus.lone().system_registers()?, &self.parts.memory);
         // Whoever uses the port in another way gets nothing for it.
         let Some(place) = space
             .place(site)
@@ -31,15 +31,15 @@ impl Machine {
         let wanted = *general(&mut registers, from);
         *general(&mut registers, from) = wanted | CR4_TSD;
         registers.rip = site;
-        self.vcpu.set_registers(&registers)?;
+        self.vcpus.lone().set_registers(&registers)?;
         self.put(place, &cr4_write(from));
-        self.vcpu.want_window(false);
-        let stop = self.vcpu.step(&mut self.parts)?;
+        self.vcpus.lone_mut().want_window(false);
+        let stop = self.vcpus.lone_mut().step(&mut self.parts)?;
         self.put(place, &cr4_call(from));
         if stop == Stop::Step {
-            let mut registers = self.vcpu.shown();
+            let mut registers = self.vcpus.lone().shown();
             *general(&mut registers, from) = wanted;
-            self.vcpu.set_registers(&registers)?;
+            self.vcpus.lone().set_registers(&registers)?;
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! A machine that becomes what its primary's is, in place: the end of a delta. The replayer of a backup calls it between
 //! two records. What a delta is made from is [`Machine::capture`]; nothing here runs the guest.
 
+use super::vcpus::{SeveralError, Vcpus};
 use super::{Exit, Machine};
 use crate::memory::GuestRam;
 use crate::state::{MachineState, StateError};
 use crate::transfer::pages::BadPages;
-use crate::vcpu::{VcpuError, VcpuStateError};
+use crate::vcpu::VcpuError;
 use crate::virtio::mmio::WindowMisfit;
 use lockstep_protocol::ids::Position;
 
@@ -35,22 +36,23 @@ pub enum DeltaError {
     /// The instruction of the last exit could not be finished.
     #[error(transparent)]
     Finish(#[from] VcpuError),
-    /// KVM does not take the vCPU's state.
+    /// KVM does not take the vCPUs' state.
     #[error(transparent)]
-    Vcpu(#[from] VcpuStateError),
+    Vcpus(#[from] SeveralError),
 }
 
 impl Machine {
-    /// For the stories of machines that diverge: flips a bit of the stack pointer, the one register that every guest needs at
-    /// every moment.
+    /// For the stories of machines with one vCPU that diverge: flips a bit of the stack pointer, the one register that every
+    /// guest needs at every moment.
     ///
     /// # Errors
     /// When KVM refuses.
     pub(crate) fn flip_register(&mut self) -> Result<(), VcpuError> {
-        while self.vcpu.finish(&mut self.parts)?.is_some() {}
-        let mut registers = self.vcpu.registers()?;
+        let vcpu = self.vcpus.lone_mut();
+        while vcpu.finish(&mut self.parts)?.is_some() {}
+        let mut registers = vcpu.registers()?;
         registers.rsp ^= 1 << 6;
-        self.vcpu.set_registers(&registers)
+        vcpu.set_registers(&registers)
     }
 
     /// Becomes what `state` says; `put_pages` puts the memory that belongs to it in place. Called in a window. A machine
@@ -73,12 +75,14 @@ impl Machine {
         }
         // KVM finishes the instruction of the last exit when it runs next. What it does then, maybe to memory, must be
         // over before anything else is put there.
-        while self.vcpu.finish(&mut self.parts)?.is_some() {}
+        if let Vcpus::Lone(vcpu) = &mut self.vcpus {
+            while vcpu.finish(&mut self.parts)?.is_some() {}
+        }
         put_pages(&self.parts.memory)?;
         for (device, was) in self.parts.devices.iter_mut().zip(&state.devices) {
             device.restore(was)?;
         }
-        self.vcpu.restore(&self.vm, &state.vcpu)?;
+        self.vcpus.become_like(&self.vm, &state.vcpus)?;
         let parts = &mut self.parts;
         parts.board = state.board.clone();
         parts.position = state.position;

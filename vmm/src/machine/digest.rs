@@ -12,8 +12,8 @@ impl Machine {
     /// # Errors
     /// When KVM does not tell the registers.
     pub fn digest(&mut self) -> Result<MachineDigest, VcpuError> {
-        self.vcpu.complete()?;
-        MachineDigest::of(&self.vcpu, &self.parts.memory)
+        self.vcpus.lone_mut().complete()?;
+        MachineDigest::of(self.vcpus.lone(), &self.parts.memory)
     }
 
     /// A hash of the general registers as the last exit left them, its instruction not finished. Quick.
@@ -21,7 +21,7 @@ impl Machine {
     /// # Errors
     /// When KVM does not tell the registers.
     pub fn register_hash(&self) -> Result<u64, VcpuError> {
-        let regs = self.vcpu.registers()?;
+        let regs = self.vcpus.lone().registers()?;
         let words = [
             regs.rax,
             regs.rbx,
@@ -50,7 +50,7 @@ impl Machine {
     /// # Errors
     /// When KVM does not tell the registers.
     pub fn register_digest(&self) -> Result<u64, VcpuError> {
-        let registers = format!("{:?}", self.vcpu.registers()?);
+        let registers = format!("{:?}", self.vcpus.lone().registers()?);
         Ok(xxhash_rust::xxh3::xxh3_64(registers.as_bytes()))
     }
 }

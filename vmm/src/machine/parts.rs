@@ -33,9 +33,44 @@ pub(crate) struct Parts {
     /// An instruction that we put into the guest's kernel called (`user_tsc.rs`).
     pub(super) call: Option<Call>,
     pub(super) exit: Exit,
+    /// While several vCPUs run: the queues that were kicked, whose heads are taken when all stand still.
+    pub(super) noted: Option<Vec<(DeviceId, QueueIndex)>>,
 }
 
 impl Parts {
+    /// Gives them away for one epoch; what is left has no devices.
+    pub(super) fn lend(&mut self) -> Self {
+        let left = Self {
+            memory: Arc::clone(&self.memory),
+            board: Board::micro(),
+            devices: Vec::new(),
+            cmdline: String::new(),
+            exit: Exit::default(),
+            noted: None,
+            ..*self
+        };
+        let mut lent = std::mem::replace(self, left);
+        lent.noted = Some(Vec::new());
+        lent
+    }
+
+    /// Takes the heads of all queues that were kicked in the epoch that is over.
+    pub(super) fn take_noted(&mut self) {
+        for (device, queue) in self.noted.take().unwrap_or_default() {
+            self.kicked(device, queue);
+        }
+        self.exit.kicks.retain(|kick| !kick.heads.is_empty());
+    }
+
+    /// Whether the guest did what somebody outside has to see to.
+    pub(super) fn wants_out(&self) -> bool {
+        let Exit {
+            ready, reset, end, ..
+        } = &self.exit;
+        let kicked = self.noted.as_ref().is_some_and(|noted| !noted.is_empty());
+        kicked || self.restarts || !ready.is_empty() || !reset.is_empty() || end.is_some()
+    }
+
     /// Moves the guest's clock; it never runs backwards.
     pub(crate) fn set_time(&mut self, time: GuestTime) {
         self.time = self.time.max(time);
@@ -63,10 +98,13 @@ impl Parts {
         {
             ring.silence_kicks(&self.memory);
         }
-        self.exit.ready = Some(id);
+        note(&mut self.exit.ready, id);
     }
 
     fn kicked(&mut self, id: DeviceId, queue: QueueIndex) {
+        if let Some(noted) = &mut self.noted {
+            return note(noted, (id, queue));
+        }
         let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
             return;
         };
@@ -76,11 +114,18 @@ impl Parts {
             Some(ring) if !receives => ring.take_kicked(&self.memory),
             _ => Vec::new(),
         };
-        self.exit.kick = Some(Kick {
+        self.exit.kicks.push(Kick {
             device: id,
             queue,
             heads,
         });
+    }
+}
+
+/// Adds it, once.
+fn note<T: PartialEq>(list: &mut Vec<T>, new: T) {
+    if !list.contains(&new) {
+        list.push(new);
     }
 }
 
@@ -109,7 +154,7 @@ impl Bus for Parts {
             MmioDeed::None => {}
             MmioDeed::Kick(queue) => self.kicked(id, queue),
             MmioDeed::DriverReady => self.driver_ready(id),
-            MmioDeed::Reset => self.exit.reset = Some(id),
+            MmioDeed::Reset => note(&mut self.exit.reset, id),
         }
     }
 

@@ -16,21 +16,21 @@ impl Machine {
     /// life: it reads the memory that will be emptied. Nor does it happen under a copy of the VM, which only a host that
     /// is alone is in: what is noted of the old life's writes tells nothing of the new one's.
     pub(super) fn restart(&mut self) -> Result<Exit, BuildError> {
-        let parts = &mut self.parts;
-        parts.position = parts.position.next();
-        let busy = |device: &MmioDevice| device.rings().iter().any(|ring| ring.inflight_len() > 0);
-        if parts.devices.iter().any(busy) || self.tracked.load(Ordering::Acquire) {
+        self.parts.position = self.parts.position.next();
+        if self.is_busy() {
             return Ok(Exit {
                 idle: Some(IdleLimit(None)),
                 ..Exit::default()
             });
         }
+        let parts = &mut self.parts;
         let start = Instant::now();
         memory::clear(&parts.memory)?;
         let cleared = start.elapsed();
         let devices = parts.devices.len();
-        let up = PoweredUp::new(&self.guest, &parts.memory, &parts.cmdline, devices, &self.pulse)?;
-        (self.vcpu, self.vm, self.hook) = (up.vcpu, Arc::new(up.vm), None);
+        let (guest, cmdline, count) = (&self.guest, &parts.cmdline, self.count);
+        let up = PoweredUp::new(guest, &parts.memory, cmdline, devices, count, &self.pulse)?;
+        (self.vcpus, self.vm, self.hook) = (up.vcpus, Arc::new(up.vm), None);
         (parts.board, parts.seed) = (up.board, up.seed);
         parts.devices.iter_mut().for_each(MmioDevice::reset);
         if let Board::Pc(pc) = &mut parts.board {
@@ -50,5 +50,11 @@ impl Machine {
             restarted: true,
             ..Exit::default()
         })
+    }
+
+    /// Whether something of the old life has to end before the new one begins.
+    pub(super) fn is_busy(&self) -> bool {
+        let works = |device: &MmioDevice| device.rings().iter().any(|ring| ring.inflight_len() > 0);
+        self.parts.devices.iter().any(works) || self.tracked.load(Ordering::Acquire)
     }
 }

@@ -3,12 +3,15 @@
 //! Whoever builds a new backup or writes a snapshot calls [`Machine::capture`]; the other side calls
 //! [`Machine::restore`] and fills the memory before the first step. Nothing here runs the guest.
 
+use super::made::Made;
+use super::vcpus::{SeveralError, Vcpus, VcpusState};
 use super::{Exit, Guest, Machine, MachineSpec, Parts};
 use crate::board::Board;
+use crate::chips::ChipsError;
 use crate::memory::GuestRam;
 use crate::state::MachineState;
 use crate::state::dirty::WriteTracker;
-use crate::vcpu::{Vcpu, VcpuError, VcpuStateError};
+use crate::vcpu::{VcpuError, VcpuStateError};
 use crate::virtio::mmio::{MmioDevice, WindowMisfit};
 use crate::{kvm, memory};
 use lockstep_protocol::ids::Position;
@@ -33,6 +36,9 @@ pub enum CaptureError {
     /// KVM does not tell.
     #[error(transparent)]
     State(#[from] VcpuStateError),
+    /// Of several vCPUs.
+    #[error(transparent)]
+    Several(#[from] SeveralError),
 }
 
 /// Why a machine cannot be made from a state here.
@@ -82,9 +88,23 @@ pub enum RestoreError {
     /// No KVM.
     #[error(transparent)]
     Kvm(#[from] kvm::KvmError),
+    /// None of KVM's own chips.
+    #[error(transparent)]
+    Chips(#[from] ChipsError),
     /// KVM does not take the vCPU's state.
     #[error(transparent)]
     State(#[from] VcpuStateError),
+    /// Nor that of several.
+    #[error(transparent)]
+    Several(#[from] SeveralError),
+    /// Another number of vCPUs.
+    #[error("The state is of a machine with {theirs} vCPUs, this one has {ours}; set vcpus to {theirs}")]
+    Vcpus {
+        /// Of the state.
+        theirs: usize,
+        /// Of the specification.
+        ours: usize,
+    },
 }
 
 impl Machine {
@@ -97,10 +117,15 @@ impl Machine {
         if self.parts.position == Position::ZERO {
             return Err(CaptureError::NotStarted);
         }
-        if !self.vcpu.settle(&mut self.parts)? {
-            return Err(CaptureError::InPieces);
-        }
-        let kvm = kvm::open()?;
+        let vcpus = match &mut self.vcpus {
+            Vcpus::Lone(vcpu) => {
+                if !vcpu.settle(&mut self.parts)? {
+                    return Err(CaptureError::InPieces);
+                }
+                VcpusState::Lone(Box::new(vcpu.state(&kvm::open()?, &self.vm)?))
+            }
+            Vcpus::Several(several) => VcpusState::Several(Box::new(several.state(&self.vm)?)),
+        };
         let mut board = self.parts.board.clone();
         // Printed here, so nobody prints it there.
         board.take_console();
@@ -109,7 +134,7 @@ impl Machine {
             memory_mib: self.parts.memory_bytes >> 20,
             position: self.parts.position,
             time: self.parts.time,
-            vcpu: self.vcpu.state(&kvm, &self.vm)?,
+            vcpus,
             board,
             devices: self.parts.devices.iter().map(MmioDevice::state).collect(),
             hook: self.hook,
@@ -138,23 +163,19 @@ impl Machine {
         state: &MachineState,
     ) -> Result<Self, RestoreError> {
         check(&spec, state)?;
-        let kvm = kvm::open()?;
-        let vm = kvm::create_vm(&kvm, &memory)?;
-        let template = kvm::CpuTemplate::of_host(&kvm)?;
-        if template.digest() != state.template {
+        let is_linux = matches!(state.board, Board::Pc(_));
+        let made = Made::new::<RestoreError>(&memory, spec.vcpus, is_linux)?;
+        let template = made.template.digest();
+        if template != state.template {
             return Err(RestoreError::Processor);
         }
         let pulse = Arc::default();
-        let mut vcpu = Vcpu::new(kvm::create_vcpu(&vm, &template)?, Arc::clone(&pulse));
-        if matches!(state.board, Board::Pc(_)) {
-            kvm::filter_clocks(&vm)?;
-            vcpu.show_registers();
-        }
+        let (vm, mut vcpus) = made.into_parts(is_linux, &pulse);
         let mut devices = spec.devices;
         for (device, was) in devices.iter_mut().zip(&state.devices) {
             device.restore(was)?;
         }
-        vcpu.restore(&vm, &state.vcpu)?;
+        vcpus.restore(&vm, &state.vcpus)?;
         let parts = Parts {
             memory,
             board: state.board.clone(),
@@ -168,13 +189,15 @@ impl Machine {
             restarts: state.restarts,
             call: None,
             exit: Exit::default(),
+            noted: None,
         };
         Ok(Self {
-            vcpu,
+            count: spec.vcpus,
+            vcpus,
             vm: Arc::new(vm),
             parts,
             hook: state.hook,
-            template: template.digest(),
+            template,
             guest: spec.guest,
             tracked: Arc::new(AtomicBool::new(false)),
             pulse,
@@ -198,6 +221,10 @@ fn check(spec: &MachineSpec, state: &MachineState) -> Result<(), RestoreError> {
     let (theirs, ours) = (state.memory_mib, spec.memory_mib);
     if theirs != ours {
         return Err(RestoreError::Memory { theirs, ours });
+    }
+    let (theirs, ours) = (state.vcpus.count(), usize::from(spec.vcpus.get()));
+    if theirs != ours {
+        return Err(RestoreError::Vcpus { theirs, ours });
     }
     let theirs = match state.board {
         Board::Micro(_) => MICRO,

@@ -97,7 +97,7 @@ impl Machine {
             // A guest that makes its handler unknowable later hurts its own programs alone.
             Some(hook) => _ = hook.lay(memory),
             none => {
-                let found = Hook::find(&self.vcpu.system_registers()?, memory);
+                let found = Hook::find(&self.vcpus.lone().system_registers()?, memory);
                 let mut hook = found.ok_or(VcpuError::UnknownHandler)?;
                 if !hook.lay(memory) {
                     return Err(VcpuError::UnknownHandler);
@@ -110,7 +110,10 @@ impl Machine {
 
     /// The guest called us from its handler, and its call is finished.
     pub(super) fn user_faulted(&mut self) -> Result<(), VcpuError> {
-        let Some(mut hook) = self.hook.filter(|hook| self.vcpu.shown().rip == hook.next) else {
+        let Some(mut hook) = self
+            .hook
+            .filter(|hook| self.vcpus.lone().shown().rip == hook.next)
+        else {
             return Ok(());
         };
         if let Some(back) = self.faulted_at_rdtsc()? {
@@ -120,12 +123,12 @@ impl Machine {
                 Board::Micro(_) => 0,
                 Board::Pc(pc) => pc.counter(self.parts.position),
             };
-            return self.vcpu.return_to_user(&back, counter);
+            return self.vcpus.lone_mut().return_to_user(&back, counter);
         }
         if hook.clears_alignment {
-            let mut registers = self.vcpu.shown();
+            let mut registers = self.vcpus.lone().shown();
             registers.rflags &= !ALIGNMENT_FLAG;
-            self.vcpu.set_registers(&registers)
+            self.vcpus.lone().set_registers(&registers)
         } else {
             Ok(())
         }
@@ -133,9 +136,9 @@ impl Machine {
 
     /// What the processor pushed, if it faulted at an `rdtsc` of user space: where to go on.
     fn faulted_at_rdtsc(&self) -> Result<Option<UserReturn>, VcpuError> {
-        let registers = self.vcpu.system_registers()?;
+        let registers = self.vcpus.lone().system_registers()?;
         let space = AddressSpace::of(&registers, &self.parts.memory);
-        let Some([error, rip, cs, flags, rsp, ss]) = space.words(self.vcpu.shown().rsp) else {
+        let Some([error, rip, cs, flags, rsp, ss]) = space.words(self.vcpus.lone().shown().rsp) else {
             return Ok(None);
         };
         if error != 0 || cs & 3 != 3 || space.bytes(rip) != Some(RDTSC) {

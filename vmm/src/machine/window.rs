@@ -36,33 +36,33 @@ impl Machine {
         }
         if self.has_interrupt() {
             // An interrupt comes between two instructions, never into one.
-            if let Some(stop) = self.vcpu.finish(&mut self.parts)? {
+            if let Some(stop) = self.vcpus.lone_mut().finish(&mut self.parts)? {
                 return Ok(stop);
             }
-            if self.vcpu.can_interrupt()
+            if self.vcpus.lone_mut().can_interrupt()
                 && let Some(pc) = self.pc()
             {
                 pc.halted = false;
                 let vector = pc.acknowledge();
                 self.hook_faults()?;
-                self.vcpu.interrupt(vector)?;
+                self.vcpus.lone_mut().interrupt(vector)?;
             }
         }
         let waits = self.has_interrupt();
-        self.vcpu.want_window(waits);
-        let stop = match self.vcpu.run(&mut self.parts)? {
+        self.vcpus.lone_mut().want_window(waits);
+        let stop = match self.vcpus.lone_mut().run(&mut self.parts)? {
             Stop::Window => self.land()?,
             stop => stop,
         };
         if let Some(call) = self.parts.call.take() {
             // The call is finished first: what is done then is done behind it.
-            match (self.vcpu.finish(&mut self.parts)?, call) {
+            match (self.vcpus.lone_mut().finish(&mut self.parts)?, call) {
                 (None, Call::UserFault) => self.user_faulted()?,
                 (None, Call::WriteCr4(from)) => self.write_cr4(from)?,
                 (Some(_), _) => {}
             }
         }
-        if stop == Stop::Halt && self.vcpu.lets_interrupts_in() {
+        if stop == Stop::Halt && self.vcpus.lone_mut().lets_interrupts_in() {
             self.pc().expect("only a PC is interrupted").halted = true;
         }
         Ok(stop)
@@ -81,15 +81,15 @@ impl Machine {
     /// A window that opened behind STI may have come one instruction early: an emulated processor reports it inside the
     /// shadow in which real ones do not. One step on, all of them stand at the same instruction.
     fn land(&mut self) -> Result<Stop, VcpuError> {
-        let registers = self.vcpu.system_registers()?;
+        let registers = self.vcpus.lone().system_registers()?;
         let space = AddressSpace::of(&registers, &self.parts.memory);
-        let before = self.vcpu.shown().rip.wrapping_sub(1);
+        let before = self.vcpus.lone().shown().rip.wrapping_sub(1);
         // User space has no STI; there the byte is the end of some other instruction.
         if registers.cs.dpl != 0 || space.bytes(before) != Some([STI]) {
             return Ok(Stop::Window);
         }
-        self.vcpu.want_window(false);
-        Ok(match self.vcpu.step(&mut self.parts)? {
+        self.vcpus.lone_mut().want_window(false);
+        Ok(match self.vcpus.lone_mut().step(&mut self.parts)? {
             Stop::Step => Stop::Window,
             stop => stop,
         })

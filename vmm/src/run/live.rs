@@ -143,6 +143,9 @@ fn power_on(host: &mut Host, mut live: Live) -> anyhow::Result<Ended> {
 impl Live {
     /// Runs the guest until it ends or this process is asked to stop.
     pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
+        if host.machine.is_several() {
+            return self.run_in_epochs(host);
+        }
         let pulse = Arc::clone(host.machine.pulse());
         let _watchdog = Watchdog::start(pulse, host.config.pair.stall_limit)
             .context("Cannot watch for a guest that makes no exits")?;
@@ -152,6 +155,19 @@ impl Live {
                 Advance::Stalled => self.stalled(host)?,
             };
             if let Some(ended) = ended {
+                return Ok(self.leave(host, ended));
+            }
+        }
+    }
+
+    /// The same for a guest with several vCPUs: each epoch ends in a window.
+    fn run_in_epochs(mut self, host: &mut Host) -> anyhow::Result<Ended> {
+        loop {
+            let (recorder, stop) = (&mut self.recorder, &host.stop);
+            let mut exit = host
+                .machine
+                .run_epoch(&host.waker, |is_called| recorder.rest(is_called, stop))?;
+            if let Some(ended) = self.window(host, &mut exit)? {
                 return Ok(self.leave(host, ended));
             }
         }

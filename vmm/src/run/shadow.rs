@@ -230,7 +230,7 @@ fn heard(host: &Host, takeover: &TakeoverMachine) -> Moment {
 fn promote(host: &Host, mut recorder: Recorder, exit: &mut Exit, term: Term) -> Live {
     recorder.ports().iter().for_each(DevicePort::go_live_alone);
     // What was kicked in this very window is in flight like everything else: order it once.
-    exit.kick = None;
+    exit.kicks.clear();
     // What was typed at a backup was typed at nobody.
     drop(host.typed.take());
     recorder.reissue(&host.machine);

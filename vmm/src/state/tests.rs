@@ -12,6 +12,7 @@ fn bytes() -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     BYTES.get_or_init(|| {
         let spec = MachineSpec {
+            vcpus: crate::vcpu::VcpuCount::ONE,
             memory_mib: 64,
             guest: Guest::Micro(MICRO_GUEST),
             cmdline: String::new(),
@@ -63,6 +64,7 @@ fn a_state_that_claims_more_than_any_machine_is_not_read() {
 #[test]
 fn a_machine_that_did_not_run_is_not_captured() {
     let spec = MachineSpec {
+        vcpus: crate::vcpu::VcpuCount::ONE,
         memory_mib: 64,
         guest: Guest::Micro(MICRO_GUEST),
         cmdline: String::new(),

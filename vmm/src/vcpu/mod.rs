@@ -1,14 +1,19 @@
-//! The one vCPU: from resume to the next synchronous exit, each typed.
+//! A vCPU: from resume to the next synchronous exit, each typed.
 //!
 //! The machine calls [`Vcpu::run`] once per position. A return that the guest did not cause (a signal) is not an exit:
-//! it is run again here and nobody counts it, unless the watchdog asked for it.
+//! it is run again here and nobody counts it, unless the watchdog asked for it. Several vCPUs run in epochs ([`cores`]).
 
+mod core;
+pub mod cores;
+mod count;
 mod interrupt;
 mod pulse;
 mod state;
 mod watchdog;
 mod xsave;
 
+pub(crate) use core::CoreState;
+pub use count::VcpuCount;
 pub use pulse::Pulse;
 pub use state::{VcpuState, VcpuStateError};
 pub use watchdog::Watchdog;
@@ -136,6 +141,22 @@ impl Vcpu {
         };
         self.pulse.leave();
         stop
+    }
+
+    /// Runs until `is_over`, and lets `bus` serve all exits; [`Stop::Stalled`] then, between two instructions. Another stop
+    /// is one after which there is nothing to run.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_until(&mut self, bus: &mut impl Bus, is_over: impl Fn() -> bool) -> Result<Stop, VcpuError> {
+        while !is_over() {
+            match self.run_once(bus)? {
+                None | Some(Stop::Access) => {}
+                Some(stop) => return Ok(stop),
+            }
+        }
+        while self.finish(bus)?.is_some() {}
+        Ok(Stop::Stalled)
     }
 
     /// Finishes the instruction of the last exit without running another one, so that an interrupt may come after it.

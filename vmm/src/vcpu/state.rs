@@ -75,7 +75,7 @@ pub enum VcpuStateError {
     },
 }
 
-fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuStateError {
+pub(super) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuStateError {
     move |source| VcpuStateError::Refused { what, source }
 }
 
@@ -161,7 +161,7 @@ impl Vcpu {
         Ok(found)
     }
 
-    fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
+    pub(super) fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
         let mut rest = msrs;
         while !rest.is_empty() {
             let block = block(rest.iter().copied());
@@ -176,7 +176,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn msr(&self, index: u32) -> Option<u64> {
+    pub(super) fn msr(&self, index: u32) -> Option<u64> {
         let mut one = block([(index, 0)].into_iter());
         let read = self.fd.get_msrs(&mut one).ok()?;
         one.as_slice().first().filter(|_| read == 1).map(|msr| msr.data)
@@ -187,7 +187,7 @@ fn is_ours_to_copy(msr: u32) -> bool {
     !LEFT_OUT.iter().any(|range| range.contains(&msr))
 }
 
-fn block(msrs: impl Iterator<Item = (u32, u64)>) -> Msrs {
+pub(super) fn block(msrs: impl Iterator<Item = (u32, u64)>) -> Msrs {
     let entries: Vec<_> = msrs
         .map(|(index, data)| kvm_msr_entry {
             index,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Ends KVM_RUN; nobody else in this process uses it.
-const STOP_SIGNAL: Signal = Signal::SIGUSR1;
+pub(super) const STOP_SIGNAL: Signal = Signal::SIGUSR1;
 /// So many looks at a guest that sleeps, then it is not looked at any more until it runs again: waking the watchdog costs
 /// the vCPU something.
 const SLEEPING_LOOKS: u32 = 32;
@@ -33,8 +33,7 @@ impl Watchdog {
     /// # Errors
     /// When there is no thread or signal to be had.
     pub fn start(pulse: Arc<Pulse>, limit: Duration) -> io::Result<Self> {
-        let handled = register_signal_handler(STOP_SIGNAL as i32, interrupted);
-        handled.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        handle_stop_signal()?;
         let over = Arc::new(AtomicBool::new(false));
         let (vcpu, ends) = (pthread_self(), Arc::clone(&over));
         let thread = thread::Builder::new().name("watchdog".into()).spawn(move || {
@@ -84,6 +83,12 @@ fn watch(pulse: &Pulse, limit: Duration, vcpu: Pthread, over: &AtomicBool) {
         }
         thread::park_timeout(limit / 2);
     }
+}
+
+/// From now on the signal ends KVM_RUN, and nothing else.
+pub(super) fn handle_stop_signal() -> io::Result<()> {
+    let handled = register_signal_handler(STOP_SIGNAL as i32, interrupted);
+    handled.map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 /// The signal has done its work when it is delivered.

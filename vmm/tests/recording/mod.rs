@@ -79,6 +79,7 @@ impl Recording {
     /// What the recorded machine was made from, with `memory_mib` MiB.
     pub(crate) fn spec(&self, memory_mib: u64) -> MachineSpec {
         MachineSpec {
+            vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
             memory_mib,
             guest: Guest::Micro(MICRO_GUEST),
             cmdline: CMDLINE.into(),
@@ -162,6 +163,7 @@ fn record() -> Recording {
 
 fn build(devices: Vec<MmioDevice>) -> Machine {
     let spec = MachineSpec {
+        vcpus: lockstep_vmm::vcpu::VcpuCount::ONE,
         memory_mib: MEMORY_MIB,
         guest: Guest::Micro(MICRO_GUEST),
         cmdline: CMDLINE.into(),

@@ -15,6 +15,7 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
         let seed = order.seed + u64::from(run);
         let mut world = World::build(&order.setting, &format!("failover-{run}"))?;
         world.power_on(Protection::Pair)?;
+        order.check_vcpus(&world)?;
         let delay = delay(seed);
         let fault = survive(&mut world, order, seed, delay, |world| {
             world.host_mut(Node::A).kill();
@@ -80,7 +81,14 @@ pub(super) fn tell(report: &mut Report, faults: &[Fault]) {
         "Longest wait of an input for a window, survivor, ms",
         ms(late),
     );
+    let deltas = faults.iter().map(|fault| fault.deltas).max().unwrap_or_default();
+    report.figure("deltas", "Deltas before the fault", deltas);
     report.figure("fsck_errors", "File system errors", fsck);
+    report.figure(
+        "user_rdtsc",
+        "rdtsc in the guest's user space, before and after",
+        sum(&|fault| fault.user_rdtsc),
+    );
     report.must(lost == 0, format!("{lost} acknowledged writes are lost"));
     report.must(wrong == 0, format!("{wrong} replies or values are wrong"));
     report.must(broken == 0, format!("{broken} connections broke"));

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use lockstep_demo::outside::Seen;
 
-use super::{Fault, OnDisk, Order, fsck, late};
+use super::{Fault, OnDisk, Order, deltas, fsck, late};
 use crate::lab::config::Guest;
 use crate::lab::pgbench::{self, History, Pgbench};
 use crate::lab::postgres_image;
@@ -27,6 +27,7 @@ pub(super) fn survive(
     clients.wait_until_busy().with_context(|| world.last_words())?;
     // The moment is the scenario's to choose, so this waits for a time and not for an event.
     std::thread::sleep(delay);
+    let deltas = deltas(world)?;
     let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     fault(world)?;
     let history = clients.finish().with_context(|| world.last_words())?;
@@ -64,10 +65,12 @@ pub(super) fn survive(
         survivor,
         takeover: status["takeover"].clone(),
         late: late(&status),
+        deltas,
         on_disk: Some(OnDisk {
             fsck: errors,
             losses: history.audit(&books),
         }),
+        user_rdtsc: 0,
     })
 }
 

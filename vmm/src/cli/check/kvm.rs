@@ -6,6 +6,7 @@ use std::path::Path;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Line;
+use crate::chips;
 use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 
 pub(super) fn check() -> Vec<Line> {
@@ -37,6 +38,7 @@ pub(super) fn check() -> Vec<Line> {
         )
     }];
     lines.push(capabilities(&kvm));
+    lines.push(several_vcpus(&kvm));
     lines.push(stock_kernels());
     lines
 }
@@ -56,6 +58,19 @@ fn capabilities(kvm: &Kvm) -> Line {
         format!("This KVM lacks {}", missing.join(", ")),
         "Use Linux 5.10 or later",
     )
+}
+
+/// Whether KVM has the chips that a VM with several vCPUs needs; no other VM does.
+fn several_vcpus(kvm: &Kvm) -> Line {
+    const NAME: &str = "several vcpus";
+    match chips::missing(kvm) {
+        None => Line::ok(NAME, "KVM has its own interrupt controllers and timer"),
+        Some(lacking) => Line::note(
+            NAME,
+            format!("This KVM lacks {lacking}, so VMs have one vCPU here"),
+            "None needed for VMs with one vCPU; for others load kvm_intel or kvm_amd of Linux 5.10 or later",
+        ),
+    }
 }
 
 /// Whether the processor itself runs the guest's kernel code: without that, only guests that stay in ring 3 work.

@@ -25,7 +25,7 @@ impl Recorder {
         exit: &Exit,
         written: Option<&[Page]>,
     ) -> Result<Option<Vec<u8>>, WindowError> {
-        let is_time = exit.kick.is_some() && self.compared_at.elapsed() >= COMPARE_EVERY;
+        let is_time = !exit.kicks.is_empty() && self.compared_at.elapsed() >= COMPARE_EVERY;
         let digest = match written {
             Some(written) => self.digester.full(machine, written),
             None if is_time && self.sink.has_equal_backup() => Digester::short(machine),

@@ -45,7 +45,7 @@ impl Recorder {
         self.lateness.opened(now, waiting);
         let begun = Instant::now();
         if self.sink.has_backup() {
-            self.send_delta(machine, now)?;
+            self.send_delta(machine, false, now)?;
         } else {
             self.enter_batch(machine, false, None, Some(now))?;
         }
@@ -54,8 +54,13 @@ impl Recorder {
         Ok(())
     }
 
-    /// Logs a delta and what enters behind it.
-    fn send_delta(&mut self, machine: &mut Machine, now: GuestTime) -> Result<(), WindowError> {
+    /// Logs a delta and what enters behind it; with `mark`, the guest called for an output.
+    pub(super) fn send_delta(
+        &mut self,
+        machine: &mut Machine,
+        mark: bool,
+        now: GuestTime,
+    ) -> Result<(), WindowError> {
         let delta = self.deltas.make(machine).map_err(WindowError::Delta)?;
         let position = machine.position();
         for bytes in &delta.pages {
@@ -68,7 +73,7 @@ impl Recorder {
         let end = Input::DeltaEnd {
             bytes: &delta.end[..],
         };
-        let inputs: Vec<_> = window::entries(false, None, Some(now), batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(mark, None, Some(now), batch.inputs()).collect();
         let logged: Vec<_> = std::iter::once(end).chain(inputs.iter().cloned()).collect();
         let appended = self.sink.append(position, &logged);
         let entered = appended

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 fn spec(memory_mib: u64) -> MachineSpec {
     MachineSpec {
+        vcpus: crate::vcpu::VcpuCount::ONE,
         memory_mib,
         guest: Guest::Micro(MICRO_GUEST),
         cmdline: String::new(),
