@@ -3,7 +3,9 @@
 //! not in time, does not go on.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lockstep_tests::network::{self, GUEST};
@@ -21,7 +23,7 @@ fn a_bit_that_flips_in_a_backups_memory_is_found_and_healed_and_the_takeover_is_
         "a_bit_that_flips_in_a_backups_memory_is_found_and_healed_and_the_takeover_is_right",
         || {
             let pair = Pair::new().unwrap();
-            let (a, b) = start(&pair, &[], &["--flip-bit", "memory@100"]);
+            let (a, b) = start(&pair, &["--flip-bit", "memory@100"]);
 
             let status = talk_until_healed(&a);
 
@@ -41,7 +43,7 @@ fn a_bit_that_flips_in_a_backups_register_is_found_and_healed_and_the_takeover_i
         "a_bit_that_flips_in_a_backups_register_is_found_and_healed_and_the_takeover_is_right",
         || {
             let pair = Pair::new().unwrap();
-            let (a, b) = start(&pair, &[], &["--flip-bit", "register@100"]);
+            let (a, b) = start(&pair, &["--flip-bit", "register@100"]);
 
             let status = talk_until_healed(&a);
 
@@ -57,7 +59,7 @@ fn what_a_guest_told_of_its_processors_counter_the_survivor_remembers() {
         "what_a_guest_told_of_its_processors_counter_the_survivor_remembers",
         || {
             let pair = Pair::new().unwrap();
-            let (a, b) = start(&pair, &[], &[]);
+            let (a, b) = start(&pair, &[]);
 
             // Two hosts never read the same there, so the backup's guest stores something else than the primary's.
             let told = cli("TSC processor").unwrap();
@@ -77,7 +79,7 @@ fn a_backup_that_diverges_with_a_disk_of_its_own_leaves_and_returns_with_a_fresh
         "a_backup_that_diverges_with_a_disk_of_its_own_leaves_and_returns_with_a_fresh_copy",
         || {
             let pair = Pair::mirrored().unwrap();
-            let (mut a, mut b) = start(&pair, &[], &["--flip-bit", "register@300"]);
+            let (mut a, mut b) = start(&pair, &["--flip-bit", "register@300"]);
 
             talk_until("a backup that leaves", || !b.is_running());
             let (code, words) = b.wait_for_end().unwrap();
@@ -104,21 +106,23 @@ fn a_backup_that_finds_out_too_late_does_not_go_on_when_its_primary_dies() {
         "a_backup_that_finds_out_too_late_does_not_go_on_when_its_primary_dies",
         || {
             let pair = Pair::new().unwrap();
-            // Between the two there is no time to heal anybody.
-            let (_a, mut b) = start(
-                &pair,
-                &["--die-at-record", "340"],
-                &["--flip-bit", "register@300"],
-            );
-
-            // Until the guest is gone, and somewhat longer.
+            // So much memory takes longer to count than it takes us to kill a host.
+            let config = patient_config(&pair);
+            let text = fs::read_to_string(&config).unwrap();
+            fs::write(&config, text.replace("memory_mib = 64", "memory_mib = 1024")).unwrap();
+            let (mut a, mut b) = start_with(&pair, &config, &["--flip-bit", "register@1000"]);
             let guest = [GUEST.ip().to_string(), GUEST.port().to_string()];
-            let forever = ["10", "redis-cli", "-h", &guest[0], "-p", &guest[1], "-r", "-1"];
-            let talk = Command::new("timeout")
-                .args(forever)
-                .args(["INCR", "counter"])
-                .output();
-            talk.unwrap();
+            let mut talk = Command::new("timeout")
+                .args(["60", "redis-cli", "-h", &guest[0], "-p", &guest[1]])
+                .args(["-r", "-1", "INCR", "counter"])
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+
+            b.wait_until_logged("has diverged").unwrap();
+            a.kill();
+            talk.kill().unwrap();
+            talk.wait().unwrap();
 
             let (code, words) = b.wait_for_end().unwrap();
             assert_eq!(code, Some(1), "{words}");
@@ -127,12 +131,20 @@ fn a_backup_that_finds_out_too_late_does_not_go_on_when_its_primary_dies() {
     );
 }
 
-/// Starts both nodes with a timing in which a busy machine is not taken for a dead host, and with more arguments for each.
-fn start(pair: &Pair, more_a: &[&str], more_b: &[&str]) -> (Node, Node) {
+/// The pair's configuration with a timing in which a busy machine is not taken for a dead host.
+fn patient_config(pair: &Pair) -> PathBuf {
     let patient = "heartbeat_ms = 20\nlease_ms = 800\ntimeout_ms = 1000";
-    let config = pair.changed_config("heartbeat_ms = 20", patient).unwrap();
-    let mut b = pair.start_more(&config, "b", "backup", more_b).unwrap();
-    let mut a = pair.start_more(&config, "a", "primary", more_a).unwrap();
+    pair.changed_config("heartbeat_ms = 20", patient).unwrap()
+}
+
+/// Starts both nodes, b with more arguments.
+fn start(pair: &Pair, more_b: &[&str]) -> (Node, Node) {
+    start_with(pair, &patient_config(pair), more_b)
+}
+
+fn start_with(pair: &Pair, config: &Path, more_b: &[&str]) -> (Node, Node) {
+    let mut b = pair.start_more(config, "b", "backup", more_b).unwrap();
+    let mut a = pair.start_with(config, "a", "primary").unwrap();
     a.wait_until_role("primary").unwrap();
     b.wait_until_role("backup").unwrap();
     plug(&["a", "b"]).unwrap();
