@@ -167,7 +167,7 @@ impl Backend {
             return;
         }
         if let Err(reason) = plain::serve_rings(rings, &memory.memory(), &mut self.disk, failures) {
-            tracing::warn!(%reason, "The guest or its front-end broke a ring; the disk waits for a new connection");
+            tracing::warn!(%reason, "The guest or its front-end broke a ring; the disk rests until the driver sets its rings up again");
             *broken = true;
         }
     }
@@ -328,6 +328,21 @@ impl VhostUserBackendMut for Backend {
 
     fn features(&self) -> u64 {
         offer::vhost_features(&self.disk, self.offer())
+    }
+
+    fn acked_features(&mut self, features: u64) {
+        // Our VMM says what it offers; only a plain front-end says what its driver took.
+        if matches!(self.service, ServiceState::Plain { .. }) {
+            self.disk.set_write_through(!offer::is_flushed_by(features));
+        }
+    }
+
+    fn stop_vring(&mut self, _index: u32) -> io::Result<()> {
+        // The driver starts over.
+        if let ServiceState::Plain { broken, .. } = &mut self.service {
+            *broken = false;
+        }
+        Ok(())
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

@@ -36,7 +36,8 @@ enum Keeping {
 impl Changes {
     /// The changes of `image`, which lies at `path` and is so long.
     pub fn of(image: File, path: &Path, bytes: u64) -> io::Result<Self> {
-        // Of a device nobody could tell whether somebody else wrote it.
+        // Nobody could tell whether somebody else wrote a device: it has no time of its last change. And the folder it is
+        // in is made anew at each start of its host, without the map.
         let keeping = match image.metadata()?.is_file() {
             true => Keeping::NotYet,
             false => Keeping::Nothing,
@@ -109,6 +110,14 @@ impl Changes {
         map.forget()?;
         self.keeping = Keeping::Nothing;
         Ok(())
+    }
+}
+
+/// The map of the image at `path` goes: whoever changes an image without noting it makes its map a lie.
+pub fn forget(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(map::path_of(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

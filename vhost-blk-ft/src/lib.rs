@@ -7,7 +7,7 @@
 //!   plain     a kick of any vhost-user front-end: served at once     ┐
 //!   submit    an order of our VMM: answered, or held and then issued ┤
 //!   held      what waits, and whether it may be issued               │
-//!   chain     descriptors -> segments                                │ both go
+//!   chain     (of lockstep_staging) descriptors -> segments          │ both go
 //!   request   segments -> what the guest asks for, checked           │ through
 //!   disk      the file or device, one system call at a time          │ these
 //!   change    a write, discard or write-zeroes, step by step         │
@@ -23,7 +23,6 @@
 
 pub mod args;
 pub mod backend;
-pub mod chain;
 pub mod change;
 pub mod changes;
 pub mod complete;

@@ -24,9 +24,6 @@ pub const TRANSFER_MAX: u32 = 1 << 20;
 /// so this bounds only how long other requests wait.
 pub const PLAIN_TRANSFER_MAX: u32 = 64 << 20;
 
-/// Descriptors of one chain, those of an indirect table included. A longer chain is malformed.
-pub const DESCRIPTORS_MAX: usize = 2048;
-
 /// Ranges of one discard or write-zeroes request.
 pub const RANGES_MAX: u32 = 16;
 

@@ -50,6 +50,11 @@ pub fn vhost_features(disk: &Disk, service: Service) -> u64 {
     features(disk, service) | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 }
 
+/// Does a driver that took these features ask for a flush when it needs one?
+pub fn is_flushed_by(features: u64) -> bool {
+    features & 1 << VIRTIO_BLK_F_FLUSH != 0
+}
+
 /// What we speak beyond the first version of vhost-user.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK

@@ -3,9 +3,9 @@
 //! Made by `submit.rs` when it takes a write, because the guest may change its memory while the write is held; and
 //! by `change.rs` for zeros. It never grows and is never written again.
 
+use lockstep_staging::chain::Segment;
 use vm_memory::{Bytes, GuestMemory, GuestMemoryError};
 
-use crate::chain::Segment;
 use crate::limits::BUFFER_ALIGNMENT;
 
 /// Some bytes, aligned.

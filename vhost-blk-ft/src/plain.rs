@@ -3,18 +3,20 @@
 //! Called by `backend.rs` on a kick, and only in a process that was started without a staging socket: a protected VM's
 //! memory is never written by this process.
 
+use std::sync::atomic::Ordering;
+
 use lockstep_protocol::Head;
-use vhost_user_backend::VringT;
-use virtio_queue::QueueT;
+use lockstep_staging::chain::{Chain, Segment};
+use vhost_user_backend::{VringState, VringT};
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestMemory, Permissions};
 
-use crate::chain::{Chain, Segment};
 use crate::change::{Change, Progress};
 use crate::complete::{Failures, fill};
 use crate::disk::Disk;
 use crate::limits::PLAIN_TRANSFER_MAX;
 use crate::request::{Command, NoAnswer, Request, Status};
-use crate::sink::{self, Memory, Ring, RingError};
+use crate::sink::{self, AtomicMemory, Memory, Ring, RingError};
 use crate::submit::{bounds, table_of};
 
 /// Serves what a plain front-end's guest has queued, one ring after the other until none has anything left.
@@ -31,7 +33,7 @@ pub fn serve_rings(
             // No more than one ring's worth before the next ring's turn.
             let turn = table_of(ring).size;
             for _ in 0..turn {
-                let Some(head) = pop(ring, memory) else { break };
+                let Some(head) = pop(ring, memory)? else { break };
                 serve(ring, memory, disk, failures, head)?;
             }
             any |= ring.enable_notification()?;
@@ -43,13 +45,30 @@ pub fn serve_rings(
 }
 
 fn is_running(ring: &Ring) -> bool {
-    let state = ring.get_ref();
+    runs(&ring.get_ref())
+}
+
+fn runs(state: &VringState<AtomicMemory>) -> bool {
     state.is_enabled() && state.get_queue().ready()
 }
 
-fn pop(ring: &Ring, memory: &Memory) -> Option<Head> {
-    let chain = ring.get_mut().get_queue_mut().pop_descriptor_chain(memory)?;
-    Some(Head::new(chain.head_index()))
+/// The next head; an index that no head can be found for would be looked at for ever, so it ends the service of the ring.
+fn pop(ring: &Ring, memory: &Memory) -> Result<Option<Head>, RingError> {
+    let mut state = ring.get_mut();
+    if !runs(&state) {
+        // Its front-end stopped it meanwhile.
+        return Ok(None);
+    }
+    let queue = state.get_queue_mut();
+    let offered = queue
+        .avail_idx(memory, Ordering::Acquire)
+        .map_err(RingError::Available)?;
+    let is_empty = offered.0 == queue.next_avail();
+    let next = queue.iter(memory).map_err(RingError::Available)?.next();
+    match next.map(|chain| Head::new(chain.head_index())) {
+        None if !is_empty => Err(RingError::NoEntry),
+        head => Ok(head),
+    }
 }
 
 fn serve(

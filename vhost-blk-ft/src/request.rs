@@ -4,6 +4,7 @@
 //! never writes it, and never touches the disk. A request that is wrong but has a place for its status is a request
 //! that is refused; a chain without such a place is an error and goes back with length 0.
 
+use lockstep_staging::chain::{BadChain, Chain, Segment};
 use thiserror::Error;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
@@ -13,7 +14,6 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Bytes, GuestMemory};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::chain::{BadChain, Chain, Segment};
 use crate::limits::{DISCARD_SECTORS_MAX, RANGES_MAX, SECTOR, SERIAL_BYTES, ZERO_SECTORS_MAX};
 
 /// How a request ended, as the guest is told.

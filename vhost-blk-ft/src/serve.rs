@@ -3,12 +3,12 @@
 //! Called by `main.rs`. It knows nothing of requests.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
-use lockstep_staging::DeviceListener;
+use lockstep_staging::place::make_room;
+use lockstep_staging::{BindError, DeviceListener};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
 use vhost::vhost_user::Listener;
@@ -22,12 +22,9 @@ use crate::sink::{AtomicMemory, Memory};
 /// Why nobody can connect.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Another process serves it.
-    #[error("Another process listens at {0}: stop it or choose another --socket")]
-    InUse(PathBuf),
-    /// Not a socket: not ours to remove.
-    #[error("{0} exists and is not a socket: remove it or choose another --socket")]
-    NotASocket(PathBuf),
+    /// The socket's place is somebody else's.
+    #[error(transparent)]
+    Place(#[from] BindError),
     /// The kernel refused.
     #[error("Cannot listen at {0}: does its directory exist, and may this user write there?")]
     Os(PathBuf, #[source] vhost::vhost_user::Error),
@@ -91,13 +88,8 @@ fn lock(backend: &SharedBackend) -> std::sync::MutexGuard<'_, Backend> {
 
 /// Listens at `path`; a socket that a dead process left behind is replaced.
 fn listen(path: &Path) -> Result<Listener, ListenError> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(ListenError::InUse(path.to_owned())),
-        _ => {}
-    }
-    Listener::new(path, true).map_err(|error| ListenError::Os(path.to_owned(), error))
+    make_room(path)?;
+    Listener::new(path, false).map_err(|error| ListenError::Os(path.to_owned(), error))
 }
 
 /// Nothing that is completed to the guest is in this process any more, so leaving is removing the sockets.

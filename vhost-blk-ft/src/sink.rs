@@ -30,7 +30,7 @@ pub struct Ticket {
     pub head: Head,
 }
 
-/// Why a plain completion did not reach the guest. The guest or its front-end broke the ring.
+/// Why a plain front-end's ring is not served any more. The guest or its front-end broke the ring.
 #[derive(Debug, Error)]
 pub enum RingError {
     /// The answer's place is gone.
@@ -39,6 +39,12 @@ pub enum RingError {
     /// The answer's place is gone.
     #[error("A slice of guest memory vanished under a request")]
     Slice(#[from] VolatileMemoryError),
+    /// The available ring makes no sense.
+    #[error("The available ring is broken")]
+    Available(#[source] virtio_queue::Error),
+    /// Something was offered that cannot be read.
+    #[error("An entry of the available ring lies outside guest memory")]
+    NoEntry,
     /// The used ring is not in memory.
     #[error("The used ring cannot be written")]
     Used(#[from] virtio_queue::Error),

@@ -12,13 +12,13 @@ use std::collections::VecDeque;
 use std::io;
 
 use lockstep_protocol::{LogOffset, Outbox, OutboxLimit};
+use lockstep_staging::chain::{Chain, Table};
 use lockstep_staging::mirrored::MIRRORED_BYTES_MAX;
 use lockstep_staging::{DeviceEnd, Mirrored, Mode, Order, StageError, boottime};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 
-use crate::chain::{Chain, Table};
 use crate::change::Change;
 use crate::complete::{Failures, fill, write_padded};
 use crate::disk::Disk;

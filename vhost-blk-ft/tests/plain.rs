@@ -4,8 +4,11 @@
 mod world;
 
 use nix::sys::signal::Signal;
+use vhost::VhostBackend;
+use vm_memory::{Address, Bytes, GuestAddress};
 use world::{
-    DISCARD, Device, FLUSH, GET_ID, Guest, IN, OUT, SECTORS, WRITE_ZEROES, command, complaint, config,
+    DISCARD, Device, FLUSH, GET_ID, Guest, IN, MEMORY, OUT, QUEUE_SIZE, SECTORS, WRITE_ZEROES, command,
+    complaint, config,
 };
 
 fn plain(more: &[&str]) -> (Device, vhost::vhost_user::Frontend, Guest) {
@@ -122,6 +125,40 @@ fn a_process_for_one_front_end_leaves_with_it() {
     drop(front_end);
     assert!(device.wait_for_exit().success());
     assert!(!device.path("blk.sock").exists());
+}
+
+#[test]
+fn a_guest_that_offers_more_than_its_ring_holds_keeps_the_process_from_nothing() {
+    let (mut device, front_end, guest) = plain(&["--once"]);
+    guest.claim_offered(QUEUE_SIZE + 1);
+    drop(front_end);
+    assert!(device.wait_for_exit().success());
+}
+
+#[test]
+fn a_driver_that_starts_over_after_it_broke_its_ring_is_served() {
+    let (_device, mut front_end, mut guest) = plain(&[]);
+    guest.claim_offered(QUEUE_SIZE + 1);
+    assert_eq!(front_end.get_vring_base(0).unwrap(), 0);
+    guest
+        .memory
+        .write_obj(0_u16, guest.available.unchecked_add(2))
+        .unwrap();
+    guest.set_up_queue(&mut front_end, true);
+    assert_eq!(guest.ask(IN, 4, &[], 512).0, 0);
+}
+
+#[test]
+fn a_guest_whose_ring_ends_beyond_its_memory_keeps_the_process_from_nothing() {
+    let mut device = Device::start(false, &["--once"]);
+    let mut front_end = device.front_end();
+    let mut guest = Guest::new();
+    // Flags and index lie inside, and not one entry.
+    guest.available = GuestAddress(MEMORY as u64 - 4);
+    guest.attach(&mut front_end, true);
+    guest.claim_offered(1);
+    drop(front_end);
+    assert!(device.wait_for_exit().success());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Driven by the vhost-user-backend daemon. No logic: each method hands a fact to the device or says a constant.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -37,6 +38,8 @@ pub fn device_config(mac: Option<Mac>) -> Vec<u8> {
 #[derive(Debug)]
 pub struct NetBackend {
     device: Mutex<Device>,
+    /// The daemon forgets to close this one; see [`NetBackend::close_exit_event`].
+    exit_fd: Mutex<Option<RawFd>>,
 }
 
 impl NetBackend {
@@ -44,7 +47,20 @@ impl NetBackend {
     pub fn new(device: Device) -> Self {
         Self {
             device: Mutex::new(device),
+            exit_fd: Mutex::new(None),
         }
+    }
+
+    /// A daemon was dropped, and its worker with it.
+    pub fn close_exit_event(&self) {
+        if let Some(fd) = self.exit_fd().take() {
+            // The daemon took the descriptor out of its owner and dropped its number.
+            let _ = nix::unistd::close(fd);
+        }
+    }
+
+    fn exit_fd(&self) -> MutexGuard<'_, Option<RawFd>> {
+        self.exit_fd.lock().expect("nobody panics with this lock held")
     }
 
     /// The device, locked.
@@ -114,8 +130,11 @@ impl VhostUserBackend for NetBackend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        // The daemon never closes the consumer: one descriptor for each front-end that ever connected.
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+        // Without it the worker would never end, and whoever drops the daemon would wait for it.
+        let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
+            .expect("an eventfd can be made unless the process is out of descriptors");
+        *self.exit_fd() = Some(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {

@@ -111,6 +111,15 @@ impl Device {
         }
     }
 
+    /// A front-end is here. A tap that was given up, as it broke or as another host was live, is taken again for it.
+    pub fn meet_front_end(&mut self) {
+        if matches!(self.sink, Sink::Plain)
+            && let Err(error) = self.reopen_tap()
+        {
+            tracing::error!(%error, "The tap cannot be had again; the guest is without a network until the next connection");
+        }
+    }
+
     /// The driver starts over.
     pub fn reset(&mut self) {
         self.broken = [false; QUEUES];

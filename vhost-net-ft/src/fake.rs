@@ -32,6 +32,7 @@ pub(crate) struct Driver {
     pub(crate) memory: Memory,
     pub(crate) ring: Ring,
     next_descriptor: u16,
+    available_ring: u64,
     available: u16,
     seen: u16,
 }
@@ -48,6 +49,7 @@ impl Driver {
             memory,
             ring,
             next_descriptor: 0,
+            available_ring: AVAILABLE,
             available: 0,
             seen: 0,
         }
@@ -84,14 +86,25 @@ impl Driver {
 
     /// Makes a head available, whatever it is.
     pub(crate) fn announce(&mut self, head: u16) {
-        self.write(head, AVAILABLE + 4 + u64::from(self.available % SIZE) * 2);
+        self.write(
+            head,
+            self.available_ring + 4 + u64::from(self.available % SIZE) * 2,
+        );
         self.available = self.available.wrapping_add(1);
         self.claim_available(self.available);
     }
 
+    /// Flags and index of the available ring lie inside memory from now on, and not one entry.
+    pub(crate) fn move_available_ring_to_the_end_of_memory(&mut self) {
+        self.available_ring = MEMORY as u64 - 4;
+        self.ring
+            .set_queue_info(DESCRIPTORS, self.available_ring, USED)
+            .unwrap();
+    }
+
     /// Sets the available index, whatever it is.
     pub(crate) fn claim_available(&self, index: u16) {
-        self.write(index, AVAILABLE + 2);
+        self.write(index, self.available_ring + 2);
     }
 
     /// The next completion that the driver has not seen.

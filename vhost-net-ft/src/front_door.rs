@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use lockstep_staging::BindError;
+use lockstep_staging::place::make_room;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -37,16 +39,16 @@ pub struct FrontDoor {
 
 impl FrontDoor {
     /// Makes the inner socket in the folder of the outer one.
-    pub fn beside(socket: &Path) -> io::Result<Self> {
+    pub fn beside(socket: &Path) -> Result<Self, BindError> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".inner");
         let path = PathBuf::from(path);
-        // A leftover of a process that was killed just then.
-        let _ = std::fs::remove_file(&path);
-        Ok(Self {
-            listener: UnixListener::bind(&path)?,
-            path,
-        })
+        // One is left over when a process was killed just then.
+        make_room(&path)?;
+        match UnixListener::bind(&path) {
+            Ok(listener) => Ok(Self { listener, path }),
+            Err(source) => Err(BindError::Os { path, source }),
+        }
     }
 
     /// Lets the daemon connect with `start` and relays between it and `front_end` until either leaves.

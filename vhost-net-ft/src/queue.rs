@@ -34,6 +34,9 @@ pub enum BrokenQueue {
     /// The available ring makes no sense.
     #[error("The available ring is broken")]
     Available(#[from] virtio_queue::Error),
+    /// Something was made available that cannot be read.
+    #[error("An entry of the available ring lies outside guest memory")]
+    NoEntry,
     /// The used ring is not in memory.
     #[error("The used ring lies outside guest memory")]
     Used(#[from] GuestMemoryError),
@@ -80,11 +83,14 @@ impl<'a> PlainQueue<'a> {
         self.state.get_queue().size()
     }
 
-    /// Takes the next head that the driver made available.
+    /// Takes the next head that the driver made available. One that cannot be read would be looked for for ever.
     pub fn pop(&mut self) -> Result<Option<Head>, BrokenQueue> {
-        let mut heads = self.state.get_queue_mut().iter(self.memory)?;
-        match heads.next().map(|chain| Head::new(chain.head_index())) {
+        let queue = self.state.get_queue_mut();
+        let is_empty = queue.avail_idx(self.memory, Ordering::Acquire)?.0 == queue.next_avail();
+        let next = queue.iter(self.memory)?.next();
+        match next.map(|chain| Head::new(chain.head_index())) {
             Some(head) if head.get() >= self.size() => Err(BrokenQueue::Head(head)),
+            None if !is_empty => Err(BrokenQueue::NoEntry),
             head => Ok(head),
         }
     }

@@ -5,11 +5,11 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lockstep_staging::{DeviceFacts, DeviceKind};
+use lockstep_staging::place::make_room;
+use lockstep_staging::{BindError, DeviceFacts, DeviceKind};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
 use vhost::vhost_user::Listener;
@@ -31,9 +31,9 @@ pub enum ServeError {
     /// The device could not be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Another process has the socket.
-    #[error("Another process listens at {0} already")]
-    InUse(PathBuf),
+    /// There is no place for the socket, or for the one beside it.
+    #[error(transparent)]
+    Place(#[from] BindError),
     /// No socket.
     #[error("Cannot listen at {path}: {reason}")]
     Listen {
@@ -66,6 +66,8 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     let device = Device::new(&args.tap, tap, args.staging.as_deref(), facts, args.mac)?;
     let backend = Arc::new(NetBackend::new(device));
     let listener = listen(&args.socket)?;
+    // Whether there can be one, as with a long path, is found out before the first front-end comes.
+    FrontDoor::beside(&args.socket)?;
     let sockets = std::iter::once(&args.socket)
         .chain(&args.staging)
         .cloned()
@@ -99,21 +101,21 @@ fn serve_one(backend: &Arc<NetBackend>, listener: &Listener, socket: &Path) -> R
         }
     };
     tracing::info!("A front-end connected");
+    backend.device().meet_front_end();
     FrontDoor::beside(socket)?.admit(front_end, |inner| daemon.start_client(inner).map_err(failed))?;
     match daemon.wait() {
         Ok(()) => tracing::info!("The front-end left"),
         // Leaving and misbehaving look alike here, and both end no more than the connection.
         Err(error) => tracing::info!(%error, "The front-end's connection ended"),
     }
+    drop(daemon);
+    backend.close_exit_event();
     Ok(())
 }
 
 fn listen(path: &Path) -> Result<Listener, ServeError> {
-    // A socket that answers has a living owner; any other is a leftover and is replaced.
-    if UnixStream::connect(path).is_ok() {
-        return Err(ServeError::InUse(path.to_owned()));
-    }
-    Listener::new(path, true).map_err(|error| ServeError::Listen {
+    make_room(path)?;
+    Listener::new(path, false).map_err(|error| ServeError::Listen {
         path: path.to_owned(),
         reason: error.to_string(),
     })

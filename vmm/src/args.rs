@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_demo::{BenchArgs, DemoArgs};
+use lockstep_vmm::ft::flip::Flip;
 
 /// Fault-tolerant virtual machines for Linux/KVM.
 ///
@@ -94,6 +95,9 @@ pub(crate) struct RunArgs {
     /// For tests: SIGKILL to the own process group once this record of the log was appended
     #[arg(long, hide = true, value_name = "N")]
     pub(crate) die_at_record: Option<u64>,
+    /// For tests: a bit of this backup's machine flips, memory@N or register@N, when N records have entered
+    #[arg(long, hide = true, value_name = "PART@N")]
+    pub(crate) flip_bit: Option<Flip>,
 }
 
 /// What a node is at the start.

@@ -59,6 +59,7 @@ fn run_options(args: RunArgs) -> anyhow::Result<run::RunOptions> {
         from: args.from,
         die_with_parent: args.die_with_parent,
         die_at_record: args.die_at_record.map(LogOffset::new),
+        flip_bit: args.flip_bit,
     })
 }
 
@@ -73,6 +74,7 @@ fn standby_options(args: StandbyArgs) -> anyhow::Result<run::RunOptions> {
         from: None,
         die_with_parent: args.die_with_parent,
         die_at_record: None,
+        flip_bit: None,
     })
 }
 

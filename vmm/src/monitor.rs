@@ -65,6 +65,7 @@ pub struct Monitor {
     longest_wait_us: AtomicU64,
     deltas: AtomicU64,
     delta_bytes: AtomicU64,
+    heals: AtomicU64,
     copying: Arc<Progress>,
     slow: Mutex<Slow>,
 }
@@ -81,6 +82,8 @@ struct Slow {
     last_view: PairView,
     devices: Vec<DeviceProbe>,
     takeover: Option<Takeover>,
+    divergences: u64,
+    divergence: Option<String>,
     events: Vec<Event>,
 }
 
@@ -98,6 +101,8 @@ impl Monitor {
             last_view: PairView::default(),
             devices: Vec::new(),
             takeover: None,
+            divergences: 0,
+            divergence: None,
             events: Vec::new(),
         };
         let monitor = Arc::new(Self {
@@ -111,6 +116,7 @@ impl Monitor {
             longest_wait_us: AtomicU64::new(0),
             deltas: AtomicU64::new(0),
             delta_bytes: AtomicU64::new(0),
+            heals: AtomicU64::new(0),
             copying: Arc::default(),
             slow: Mutex::new(slow),
         });
@@ -137,6 +143,16 @@ impl Monitor {
     pub fn deltas(&self, counts: DeltaCounts) {
         self.deltas.store(counts.deltas, Ordering::Relaxed);
         self.delta_bytes.store(counts.bytes, Ordering::Relaxed);
+        self.heals.store(counts.heals, Ordering::Relaxed);
+    }
+
+    /// The backup's machine was found to be another than the primary's.
+    pub fn diverged(&self, at: Position, what: &str) {
+        let mut slow = self.slow();
+        slow.divergences += 1;
+        slow.divergence = Some(format!("at position {at}: {what}"));
+        drop(slow);
+        self.note(What::Diverged);
     }
 
     /// Where a copy of the VM counts how far it is.
@@ -252,6 +268,9 @@ impl Monitor {
             longest_wait_us: self.longest_wait_us.load(Ordering::Relaxed),
             deltas: self.deltas.load(Ordering::Relaxed),
             delta_bytes: self.delta_bytes.load(Ordering::Relaxed),
+            divergences: slow.divergences,
+            divergence: slow.divergence.clone(),
+            healed: self.heals.load(Ordering::Relaxed),
             guest_time_ns: self.guest_time.load(Ordering::Relaxed),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             takeover: slow.takeover.clone(),

@@ -18,6 +18,7 @@ use crate::console::{Console, Typed};
 use crate::control;
 use crate::errand::Errands;
 use crate::ft::clock::HostClock;
+use crate::ft::flip::Flip;
 use crate::ft::pair;
 use crate::ft::port::DevicePort;
 use crate::ft::takeover::Seat;
@@ -60,6 +61,8 @@ pub struct RunOptions {
     pub die_with_parent: bool,
     /// For tests: die like a host that loses power when this record was appended.
     pub die_at_record: Option<LogOffset>,
+    /// For tests: a bit of a backup's machine flips.
+    pub flip_bit: Option<Flip>,
 }
 
 /// What a node is at the start.
@@ -110,6 +113,7 @@ struct Host {
     /// The same in full.
     guest: machine::Guest,
     die_at_record: Option<LogOffset>,
+    flip_bit: Option<Flip>,
     /// Kept for their ends: a device process of ours dies with this value.
     _processes: Vec<DeviceProcess>,
 }
@@ -208,6 +212,7 @@ fn prepare(options: &RunOptions) -> anyhow::Result<(Host, Vec<DevicePort>)> {
         image,
         guest,
         die_at_record,
+        flip_bit: options.flip_bit,
         _processes: processes,
     };
     Ok((host, ports))

@@ -57,6 +57,15 @@ pub struct Status {
     /// Their bytes in the log.
     #[serde(default)]
     pub delta_bytes: u64,
+    /// How often the backup's machine was found to differ from the primary's.
+    #[serde(default)]
+    pub divergences: u64,
+    /// The last such finding: where and what; absent until there was one.
+    #[serde(default)]
+    pub divergence: Option<String>,
+    /// How often it was made equal again by a delta.
+    #[serde(default)]
+    pub healed: u64,
     /// How long the guest has been running by its own clock.
     pub guest_time_ns: u64,
     /// How long this process runs.
@@ -214,6 +223,8 @@ pub enum What {
     Claimed,
     /// The guest talks to the outside from here.
     Live,
+    /// The backup's machine was found to differ from the primary's.
+    Diverged,
     /// The VM began to be copied to a spare.
     CopyBegan,
     /// A backup that the VM was copied to protects it.

@@ -64,11 +64,8 @@ pub(super) fn net_chain(bytes: &[u8]) {
 pub(super) fn blk_chain(bytes: &[u8]) {
     let [first, head, rest @ ..] = bytes else { return };
     let memory = memory_of::<()>(rest);
-    let table = vhost_blk_ft::chain::Table {
-        start: GuestAddress(TABLE),
-        size: 1 << (first % 9),
-    };
-    let Ok(chain) = vhost_blk_ft::chain::Chain::read(&memory, table, Head::new(u16::from(*head))) else {
+    let (table, head) = table_and_head(*first, *head);
+    let Ok(chain) = Chain::read(&memory, table, head) else {
         return;
     };
     let Ok(Request { command, reply }) = Request::parse(&memory, chain, &DISK) else {

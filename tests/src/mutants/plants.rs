@@ -135,7 +135,31 @@ pub const PLANTS: &[Plant] = &[
         name: "a-delta-enters-in-pieces",
         file: REPLAY,
         from: "            Input::DeltaPages { bytes } => self.keep(bytes, at),",
-        to: "            Input::DeltaPages { bytes } => Ok(Admitted::Delta { pages: Vec::new(), end: bytes }),",
+        to: "            Input::DeltaPages { bytes } => Ok(Admitted::Delta { pages: Vec::new(), end: bytes, heals: false }),",
+    },
+    Plant {
+        name: "release-on-the-word-of-a-diverged-replica",
+        file: BACKUP,
+        from: "        if self.diverged.is_some() {\n            return None;\n        }\n        let news",
+        to: "        let news",
+    },
+    Plant {
+        name: "a-diverged-backup-claims",
+        file: TAKEOVER,
+        from: "        if self.diverged {\n            return None;\n        }\n",
+        to: "",
+    },
+    Plant {
+        name: "a-diverged-guest-follows-on",
+        file: REPLAY,
+        from: "        if self.is_astray() {\n            return self.handle_astray",
+        to: "        if self.course == Course::Healing || matches!(record.input, Input::Heal) {\n            return self.handle_astray",
+    },
+    Plant {
+        name: "an-old-delta-heals",
+        file: REPLAY,
+        from: "            (Course::Healing, Input::DeltaPages { bytes }) => self.keep(bytes, at),\n            (Course::Healing, Input::DeltaEnd { bytes }) => {",
+        to: "            (_, Input::DeltaPages { bytes }) => self.keep(bytes, at),\n            (_, Input::DeltaEnd { bytes }) => {",
     },
     Plant {
         name: "a-record-for-later-is-forgotten",

@@ -12,6 +12,7 @@ pub(crate) use enter::{DISK, NET};
 pub(crate) use request::{Asked, Block, Reply};
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use lockstep_protocol::ids::{GuestTime, Head, Position};
 
@@ -155,10 +156,21 @@ impl Guest {
         self.noise = Dice::of(chance);
     }
 
+    /// A hash of what decides how it goes on.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        format!(
+            "{:?}",
+            (self.position, self.time, &self.noise, self.phase, self.next_head)
+        )
+        .hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// Becomes what the guest of the primary is, in the middle of a run.
-    pub(crate) fn become_like(&mut self, other: Option<&Self>) -> Result<(), Astray> {
+    pub(crate) fn become_like(&mut self, other: Option<&Self>, heals: bool) -> Result<(), Astray> {
         let other = other.ok_or(Astray::NotWhole)?;
-        if other.position != self.position {
+        if other.position != self.position && !heals {
             return Err(Astray::Elsewhere(other.position, self.position));
         }
         *self = other.clone();

@@ -5,10 +5,12 @@
 //! after it is its consequence.
 
 mod history;
+mod strays;
 mod tally;
 mod terms;
 
 pub(crate) use history::History;
+use strays::Strays;
 pub use tally::Tally;
 pub(crate) use terms::{Speaker, Terms};
 
@@ -34,6 +36,8 @@ pub(crate) struct Oracle {
     pub(crate) tally: Tally,
     /// What the outside saw.
     pub(crate) history: History,
+    /// Backups that have diverged.
+    pub(crate) strays: Strays,
     violation: Option<Violation>,
     /// A host that has just begun to hold a term alone: nobody else may speak from now on.
     alone: Option<usize>,

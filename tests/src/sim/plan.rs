@@ -107,6 +107,10 @@ pub(crate) struct Plan {
     pub(crate) padding: usize,
     /// In how many of thousand runs the guest computes what cannot be recomputed.
     pub(crate) stalls: u64,
+    /// In how many of thousand records a bit flips in the backup's guest.
+    pub(crate) flips: u64,
+    /// In how many of thousand windows a digest is logged.
+    pub(crate) digests: u64,
     /// In how many of thousand requests the machine is switched off.
     pub(crate) power_off: u64,
     /// Hosts that are down are started as spares, and there is one more of them.
@@ -157,6 +161,8 @@ impl Plan {
             fault,
             trouble: timeout * dice.between((20, 80)),
             stalls: dice.pick(&[0, 3, 30]),
+            flips: dice.pick(&[0, 0, 0, 1, 5]),
+            digests: dice.pick(&[20, 200]),
         };
         match dice.chance(10) {
             true => plan.flooded(),

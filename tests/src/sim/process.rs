@@ -92,6 +92,8 @@ impl Part {
 pub(crate) struct Following {
     follower: Follower,
     applied: LogOffset,
+    /// The primary's guest called for an output in the open window, or ended in it.
+    marked: bool,
     /// Where the log begins.
     start: LogOffset,
 }
@@ -101,9 +103,21 @@ impl Default for Following {
         Self {
             follower: Follower::new(DELTA_BYTES_MAX),
             applied: LogOffset::ZERO,
+            marked: false,
             start: LogOffset::ZERO,
         }
     }
+}
+
+/// What a bit that flipped did to the guest of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    /// None has flipped, or the guest was healed.
+    None,
+    /// The process does not know yet.
+    Hidden,
+    /// It does: its guest has diverged.
+    Known,
 }
 
 /// What the process knows of the other host.
@@ -146,6 +160,8 @@ pub(crate) struct Process {
     /// Until when the guest idles, if it said so.
     sleeps_until: Option<GuestTime>,
     powered: bool,
+    /// What is wrong with the guest of this backup.
+    flaw: Flaw,
     /// The guest was stopped in the middle of a run, and its delta is half out.
     stalled: bool,
     /// The vCPU executes until then.
@@ -178,6 +194,7 @@ impl Process {
             window: None,
             sleeps_until: None,
             powered: false,
+            flaw: Flaw::None,
             stalled: false,
             busy_until: env.now,
             time: (GuestTime::ZERO, now),

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use lockstep_protocol::ids::{LogOffset, Position, Term};
-use lockstep_protocol::message::{Ack, Heartbeat, Hello};
+use lockstep_protocol::message::{Ack, Heartbeat, Hello, Message};
 use lockstep_protocol::session::Parting;
 
 use super::clock::Moment;
@@ -38,6 +38,8 @@ pub(crate) enum Word {
     Read(usize),
     /// How far the log is held.
     Ack(Ack),
+    /// What a backup has to say that has diverged.
+    Sick(Message),
     /// The speaker lives.
     Beat(Heartbeat),
     /// The connection was closed.
@@ -83,7 +85,7 @@ impl Word {
         match self {
             Self::Hello(_) | Self::Agreed | Self::Refused | Self::Goodbye(_) => 0,
             Self::Log(_) => 1,
-            Self::Ack(_) => 2,
+            Self::Ack(_) | Self::Sick(_) => 2,
             Self::Beat(_) => 3,
             Self::Read(_) => 4,
             Self::Closed => 5,

@@ -218,16 +218,15 @@ impl ChangeMap {
     /// # Errors
     /// When the file stays.
     pub fn forget(&mut self) -> io::Result<()> {
-        self.file = None;
-        self.account = Account::unknown(self.account.grid());
-        self.changing.clear();
-        self.changed_before.clear();
-        self.newer.clear();
-        self.header_is_newer = false;
         match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => sync_folder(&self.path),
+            // Whoever goes on without it all the same must find it kept: it would be believed.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sync_folder(&self.path)?,
         }
+        (self.file, self.header_is_newer) = (None, false);
+        self.account = Account::unknown(self.account.grid());
+        (self.changing, self.changed_before, self.newer) = Default::default();
+        Ok(())
     }
 
     fn end_turn(&mut self) {

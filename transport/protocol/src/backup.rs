@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::codec::{LogFault, RecordDecoder};
+use crate::divergence::Confession;
 use crate::ids::{LogOffset, Position, Term};
 use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS, RESUME_EIGHTHS};
-use crate::message::{Ack, Heartbeat};
+use crate::message::{Ack, Heartbeat, Message};
 use crate::record::Record;
 use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
 use crate::takeover::Takeover;
@@ -28,6 +29,8 @@ pub struct Backup {
     hearing: Hearing,
     /// The newest heartbeat that was not echoed yet.
     unechoed: Option<Instant>,
+    /// What is left to say, as long as our machine is not the primary's (I16).
+    diverged: Option<Confession>,
     stale: u64,
 }
 
@@ -44,6 +47,7 @@ impl Backup {
             said: (start, start),
             hearing: Hearing::new(&timing, now),
             unechoed: None,
+            diverged: None,
             stale: 0,
         }
     }
@@ -84,6 +88,10 @@ impl Backup {
 
     /// An ack, when there is news (I1: it is given on receipt, not on execution).
     pub fn poll_ack(&mut self) -> Option<Ack> {
+        // I16: what a diverged machine was given protects nobody.
+        if self.diverged.is_some() {
+            return None;
+        }
         let news = (self.log.received, self.executed);
         if news == self.said {
             return None;
@@ -96,6 +104,33 @@ impl Backup {
             executed,
             position: self.position,
         })
+    }
+
+    // --- Divergence ---
+
+    /// Our machine is not the primary's, as was found at `position`. From here on nothing is acked and nothing will be
+    /// claimed, until it is healed.
+    pub fn diverge(&mut self, position: Position, what: &str) {
+        self.diverged = Some(Confession::new(self.term, position, what));
+    }
+
+    /// What the memory of our machine comes to, that has diverged: a hash for each of its pages.
+    /// Panics when it has not: that is a bug of the caller.
+    pub fn count(&mut self, hashes: &[u64]) {
+        let confession = self.diverged.as_mut();
+        confession
+            .expect("only a diverged backup counts its pages")
+            .add_census(self.term, hashes);
+    }
+
+    /// The next word of what a diverged backup has to say, for the ack stream.
+    pub fn poll_confession(&mut self) -> Option<Message> {
+        self.diverged.as_mut()?.poll()
+    }
+
+    /// A delta made our machine the primary's again.
+    pub fn heal(&mut self) {
+        self.diverged = None;
     }
 
     // --- The lease ---
@@ -140,7 +175,7 @@ impl Backup {
     /// delivered.
     pub fn suspect(self, now: Instant) -> Takeover {
         let lease_over = self.timing.lease_over(self.hearing.heard());
-        Takeover::new(self.term, lease_over, self.log, now)
+        Takeover::new(self.term, lease_over, self.log, self.diverged.is_some(), now)
     }
 
     // --- Facts for status ---

@@ -24,6 +24,15 @@ pub const MAX_MESSAGE: usize = 1024;
 /// The longest sentence a peer may give as its reason; the rest is cut off.
 pub const MAX_SENTENCE: usize = 480;
 
+/// Hashes of pages in one message of a census: as many as fit.
+pub const CENSUS_PAGES: usize = 120;
+
+/// Pages of a VM that a census may have: 3 GiB of them.
+pub const CENSUS_MAX: usize = 3 << 18;
+
+/// How long a backup may take to be healed; all that time outputs wait. A census of the largest VM takes some seconds.
+pub const HEAL_MAX: Duration = Duration::from_secs(10);
+
 /// The longest release name in a hello.
 pub const MAX_RELEASE: usize = 64;
 
@@ -96,4 +105,5 @@ const _: () = assert!(
     MAX_RELEASE + 2 * MAX_NODE_NAME + 256 < MAX_MESSAGE,
     "a hello fits"
 );
-const _: () = assert!(MAX_SENTENCE + 16 < MAX_MESSAGE, "a sentence fits");
+const _: () = assert!(MAX_SENTENCE + 32 < MAX_MESSAGE, "a sentence fits");
+const _: () = assert!(8 * CENSUS_PAGES + 32 < MAX_MESSAGE, "a piece of a census fits");

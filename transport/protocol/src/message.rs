@@ -15,7 +15,7 @@ use crate::time::Instant;
 pub use image::{CopyAdvice, Image, ImagesDiffer};
 
 /// Everything that is said on a control, ack or heartbeat stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// The first word of each side, on the control stream.
     Hello(Box<Hello>),
@@ -29,6 +29,34 @@ pub enum Message {
     Ack(Ack),
     /// The speaker lives.
     Heartbeat(Heartbeat),
+    /// The backup's machine is not the primary's any more.
+    Diverged(Diverged),
+    /// What its memory comes to, in pieces.
+    Census(Census),
+}
+
+/// The backup's machine is not the primary's any more. It acks nothing and claims nothing until a delta has healed it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Diverged {
+    /// Of which term.
+    pub term: Term,
+    /// Where it was found.
+    pub position: Position,
+    /// What was found.
+    pub what: Sentence,
+}
+
+/// A piece of what a diverged backup's memory comes to: a hash for each page, from one on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Census {
+    /// Of which term.
+    pub term: Term,
+    /// The number of the first page.
+    pub first: u64,
+    /// No more pieces come.
+    pub is_last: bool,
+    /// Hashes of the pages.
+    pub hashes: Vec<u64>,
 }
 
 /// Which part a host plays in a term.
@@ -80,7 +108,7 @@ impl fmt::Debug for Digest {
 }
 
 /// The first word of each side. Version, release and node come first in every version of the protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// The protocol version: `limits::PROTOCOL_VERSION`.
     pub version: u16,
@@ -107,7 +135,7 @@ pub struct Hello {
 }
 
 /// A hello of another protocol version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Foreign {
     /// Its protocol version.
     pub version: u16,
@@ -223,7 +251,7 @@ impl Hello {
 }
 
 /// One printable line of bounded length, safe to show to an operator although a peer wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sentence(String);
 
 impl Sentence {

@@ -1,11 +1,14 @@
 //! The primary's half of a session: appends records, counts acks, holds the lease. The vCPU thread appends,
 //! the driver feeds it what the backup says and sends what it polls. It never releases an output: `outbox` does.
 
+mod divergence;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::RecordEncoder;
+use crate::divergence::Health;
 use crate::ids::{LogOffset, Position, Term};
-use crate::limits::{MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
+use crate::limits::{HEAL_MAX, MAX_SLOWDOWN, OUTGOING_BYTES, SLOW_ABOVE_RECORDS, SLOW_FULL_RECORDS};
 use crate::log::{LogWindow, WindowLimit};
 use crate::message::{Ack, Heartbeat};
 use crate::outbox::Gate;
@@ -36,6 +39,9 @@ pub enum AckFault {
         /// What it holds.
         upto: LogOffset,
     },
+    /// Its machine has diverged and was not healed.
+    #[error("An ack up to {0} of a backup that has diverged")]
+    Diverged(LogOffset),
     /// It ran past the window that the log leads to.
     #[error("The backup says that it is at position {claimed}, the log leads to {limit}")]
     RanAhead {
@@ -74,6 +80,9 @@ pub struct Primary {
     last_sent: Option<Instant>,
     lease_until: Instant,
     round_trip: Option<Duration>,
+    health: Health,
+    /// When a backup that has diverged is given up.
+    heal_by: Instant,
     stale: u64,
 }
 
@@ -95,6 +104,8 @@ impl Primary {
             last_sent: None,
             lease_until: Instant::ZERO,
             round_trip: None,
+            health: Health::default(),
+            heal_by: Instant::FOREVER,
             stale: 0,
         }
     }
@@ -177,8 +188,14 @@ impl Primary {
         }
         // Check: what an honest peer cannot say ends the session.
         self.check_ack(ack)?;
+        if ack.upto > self.acked() && !self.health.handle_ack(ack.upto) {
+            return Err(AckFault::Diverged(ack.upto));
+        }
         // Act: acked never falls and never passes the end (I1).
         self.hearing.note(now);
+        if self.health == Health::Equal {
+            self.heal_by = Instant::FOREVER;
+        }
         self.window.ack(ack.upto);
         self.executed = self.executed.max(ack.executed);
         self.executed_position = self.executed_position.max(ack.position);
@@ -266,12 +283,15 @@ impl Primary {
 
     /// When `poll_heartbeat` or `handle_timeout` has something to do.
     pub fn next_timeout(&self) -> Instant {
-        self.next_heartbeat.min(self.hearing.deadline())
+        self.next_heartbeat.min(self.hearing.deadline()).min(self.heal_by)
     }
 
     /// Time has passed: is the backup lost?
     pub fn handle_timeout(&mut self, now: Instant) -> Option<PeerLost> {
-        self.hearing.verdict(now)
+        match now < self.heal_by {
+            true => self.hearing.verdict(now),
+            false => Some(PeerLost::Unhealed(HEAL_MAX)),
+        }
     }
 
     /// The backup is lost: all that is left to do is to claim the next term.

@@ -69,6 +69,14 @@ pub enum Input<B = Bytes> {
         /// Pages, as the VMM encodes them.
         bytes: B,
     },
+    /// Nothing enters: what the primary's machine comes to in this window, before later records enter. Equal machines come
+    /// to equal digests.
+    Digest {
+        /// The digest, as the VMM makes it.
+        bytes: B,
+    },
+    /// The delta that follows is for a backup that said it has diverged: it makes any machine equal, wherever it stands.
+    Heal,
     /// The end of a delta: all of it enters now. The VM then stands where the primary stood, at the same position but
     /// somewhere past the exit that made it.
     DeltaEnd {
@@ -80,7 +88,7 @@ pub enum Input<B = Bytes> {
 impl<B> Input<B> {
     /// Whether it is a piece of a delta: these alone may come to a window that is closed (I2).
     pub fn is_delta(&self) -> bool {
-        matches!(self, Self::DeltaPages { .. } | Self::DeltaEnd { .. })
+        matches!(self, Self::DeltaPages { .. } | Self::DeltaEnd { .. } | Self::Heal)
     }
 }
 
@@ -92,8 +100,9 @@ impl<B: AsRef<[u8]>> Input<B> {
             | Self::Completion { bytes, .. }
             | Self::Console { bytes }
             | Self::DeltaPages { bytes }
-            | Self::DeltaEnd { bytes } => bytes.as_ref(),
-            Self::PowerOn { .. } | Self::Mark | Self::Tick { .. } | Self::Returned { .. } => &[],
+            | Self::DeltaEnd { bytes }
+            | Self::Digest { bytes } => bytes.as_ref(),
+            Self::PowerOn { .. } | Self::Mark | Self::Heal | Self::Tick { .. } | Self::Returned { .. } => &[],
         }
     }
 
@@ -132,6 +141,10 @@ impl<B: AsRef<[u8]>> Input<B> {
             Self::DeltaEnd { bytes } => Input::DeltaEnd {
                 bytes: bytes.as_ref(),
             },
+            Self::Digest { bytes } => Input::Digest {
+                bytes: bytes.as_ref(),
+            },
+            Self::Heal => Input::Heal,
         }
     }
 
@@ -147,6 +160,8 @@ impl<B: AsRef<[u8]>> Input<B> {
             Self::Console { .. } => "console",
             Self::DeltaPages { .. } => "delta pages",
             Self::DeltaEnd { .. } => "delta end",
+            Self::Digest { .. } => "digest",
+            Self::Heal => "heal",
         }
     }
 }

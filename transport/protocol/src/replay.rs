@@ -19,7 +19,11 @@ pub enum Admitted {
         pages: Vec<Bytes>,
         /// The machine apart from its memory.
         end: Bytes,
+        /// It makes a VM that has diverged the primary's again, wherever that stands.
+        heals: bool,
     },
+    /// It is of no use to a VM that has diverged.
+    Dropped,
     /// It is of a later window: the VM runs on to the next exit. The record is kept until then.
     Later,
 }
@@ -41,6 +45,9 @@ pub enum Misplaced {
     /// Something else comes before the end of a delta.
     #[error("At position {0} a delta breaks off in the middle")]
     BrokenDelta(Position),
+    /// A delta that heals comes to a VM that is not known to have diverged.
+    #[error("At position {0} a delta comes that heals, but this machine has not diverged")]
+    Unasked(Position),
     /// A delta is larger than any VM of this size can need.
     #[error("At position {0} a delta comes that is larger than the machine")]
     LargeDelta(Position),
@@ -58,6 +65,18 @@ pub struct Follower {
     bytes: usize,
     /// How many it may have.
     bytes_max: usize,
+    course: Course,
+}
+
+/// Whether the VM is still the primary's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Course {
+    /// It is.
+    Straight,
+    /// It is not: nothing enters any more but a delta that heals.
+    Astray,
+    /// It is not, and such a delta is coming.
+    Healing,
 }
 
 impl Follower {
@@ -68,12 +87,25 @@ impl Follower {
             pages: Vec::new(),
             bytes: 0,
             bytes_max: delta_bytes_max,
+            course: Course::Straight,
         }
     }
 
     /// The record that was kept, if one was: it comes before whatever the log delivers next.
     pub fn poll_kept(&mut self) -> Option<Record> {
         self.ahead.take()
+    }
+
+    /// The VM has diverged: what is kept is dropped, and so is what comes, up to a delta that heals.
+    pub fn stray(&mut self) {
+        self.course = Course::Astray;
+        self.pages.clear();
+        self.bytes = 0;
+    }
+
+    /// Is the VM known to have diverged?
+    pub fn is_astray(&self) -> bool {
+        self.course != Course::Straight
     }
 
     /// The next record, while the VM stands in the window at `at`, or past it where a delta has put it; `called` says
@@ -84,6 +116,9 @@ impl Follower {
         at: Position,
         called: bool,
     ) -> Result<Admitted, Misplaced> {
+        if self.is_astray() {
+            return self.handle_astray(record, at);
+        }
         // Check: a delta comes whole, and the VM runs on before or behind it.
         if !self.pages.is_empty() && (record.position > at || !record.input.is_delta()) {
             return Err(Misplaced::BrokenDelta(at));
@@ -103,14 +138,36 @@ impl Follower {
         match record.input {
             Input::Mark if !called => Err(Misplaced::NoOutput(at)),
             Input::DeltaPages { bytes } => self.keep(bytes, at),
-            Input::DeltaEnd { bytes } => {
-                self.bytes = 0;
-                Ok(Admitted::Delta {
-                    pages: std::mem::take(&mut self.pages),
-                    end: bytes,
-                })
-            }
+            Input::DeltaEnd { bytes } => Ok(self.whole(bytes, false)),
+            Input::Heal => Err(Misplaced::Unasked(at)),
             _ => Ok(Admitted::Enters(record)),
+        }
+    }
+
+    /// A delta that was made before the primary knew of the divergence heals nothing.
+    fn handle_astray(&mut self, record: Record, at: Position) -> Result<Admitted, Misplaced> {
+        match (self.course, record.input) {
+            (_, Input::Heal) => {
+                self.stray();
+                self.course = Course::Healing;
+                Ok(Admitted::Kept)
+            }
+            (Course::Healing, Input::DeltaPages { bytes }) => self.keep(bytes, at),
+            (Course::Healing, Input::DeltaEnd { bytes }) => {
+                self.course = Course::Straight;
+                Ok(self.whole(bytes, true))
+            }
+            (Course::Healing, _) => Err(Misplaced::BrokenDelta(at)),
+            (Course::Straight | Course::Astray, _) => Ok(Admitted::Dropped),
+        }
+    }
+
+    fn whole(&mut self, end: Bytes, heals: bool) -> Admitted {
+        self.bytes = 0;
+        Admitted::Delta {
+            pages: std::mem::take(&mut self.pages),
+            end,
+            heals,
         }
     }
 
@@ -181,7 +238,8 @@ mod tests {
             handle(end(7)),
             Ok(Admitted::Delta {
                 pages: vec![PIECE, PIECE],
-                end: PIECE
+                end: PIECE,
+                heals: false
             })
         );
         assert_eq!(handle(typed(7, true)), Ok(Admitted::Enters(typed(7, true))));
@@ -216,6 +274,37 @@ mod tests {
         assert_eq!(
             follower.handle_record(pages(7), HERE, false),
             Err(Misplaced::LargeDelta(HERE))
+        );
+    }
+
+    #[test]
+    fn a_vm_that_has_diverged_takes_nothing_but_a_delta_that_heals() {
+        let mut follower = follower();
+        follower.handle_record(pages(7), HERE, false).unwrap();
+        follower.stray();
+        let mut handle = |record| follower.handle_record(record, HERE, false);
+        assert_eq!(handle(typed(7, true)), Ok(Admitted::Dropped));
+        assert_eq!(handle(pages(8)), Ok(Admitted::Dropped));
+        assert_eq!(handle(end(8)), Ok(Admitted::Dropped));
+        assert_eq!(handle(record(9, false, Input::Heal)), Ok(Admitted::Kept));
+        assert_eq!(handle(pages(9)), Ok(Admitted::Kept));
+        assert_eq!(
+            handle(end(9)),
+            Ok(Admitted::Delta {
+                pages: vec![PIECE],
+                end: PIECE,
+                heals: true
+            })
+        );
+        assert!(!follower.is_astray());
+    }
+
+    #[test]
+    fn a_delta_that_heals_is_refused_by_a_vm_that_has_not_diverged() {
+        let heal = record(7, false, Input::Heal);
+        assert_eq!(
+            follower().handle_record(heal, HERE, false),
+            Err(Misplaced::Unasked(HERE))
         );
     }
 

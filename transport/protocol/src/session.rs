@@ -84,7 +84,7 @@ impl Timing {
 }
 
 /// Why a peer says goodbye.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Parting {
     /// The guest switched its machine off: nothing is left to protect.
     PowerOff,
@@ -110,6 +110,9 @@ pub enum PeerLost {
     /// The connection to it broke.
     #[error("The connection to the other host broke: {0}")]
     Disconnected(String),
+    /// Its machine was another one for too long.
+    #[error("The other host's copy of the VM had diverged and was not healed for {0:?}")]
+    Unhealed(Duration),
     /// It said what an honest peer cannot say.
     #[error("The other host broke the protocol: {0}")]
     Misbehaved(String),

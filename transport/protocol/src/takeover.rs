@@ -152,15 +152,18 @@ pub struct Takeover {
     lease_over: Instant,
     log: Backlog,
     replayed: bool,
+    /// Our machine is not the one that the outside has seen.
+    diverged: bool,
 }
 
 impl Takeover {
-    pub(crate) fn new(term: Term, lease_over: Instant, log: Backlog, now: Instant) -> Self {
+    pub(crate) fn new(term: Term, lease_over: Instant, log: Backlog, diverged: bool, now: Instant) -> Self {
         Self {
             claim: Claim::new(term, now),
             lease_over,
             log,
             replayed: false,
+            diverged,
         }
     }
 
@@ -179,10 +182,24 @@ impl Takeover {
         self.replayed = true;
     }
 
+    /// Our machine turned out not to be the primary's while the rest of the log was replayed. There is nobody to heal it.
+    pub fn handle_diverged(&mut self) {
+        self.diverged = true;
+    }
+
+    /// The delta that heals it was in the rest of the log, whole.
+    pub fn handle_healed(&mut self) {
+        self.diverged = false;
+    }
+
     /// What is to be done now, if anything. Nothing at all before the log is replayed: who cannot finish the
     /// replay must not win the term.
     pub fn poll_deed(&mut self, now: Instant) -> Option<Deed> {
         if !self.replayed {
+            return None;
+        }
+        // I16: nobody must live with a machine that is another one than the outside knows.
+        if self.diverged {
             return None;
         }
         self.claim.poll_deed(now, self.lease_over)
@@ -200,7 +217,7 @@ impl Takeover {
 
     /// When `poll_deed` has something to do.
     pub fn next_timeout(&self) -> Instant {
-        if self.replayed {
+        if self.replayed && !self.diverged {
             self.claim.next_timeout(self.lease_over)
         } else {
             Instant::FOREVER

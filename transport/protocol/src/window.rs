@@ -5,14 +5,17 @@ use crate::ids::{GuestTime, LogOffset};
 use crate::record::Input;
 
 /// What is logged in one window, in this order. With `mark`, an output was called for in the exit that opened it:
-/// the mark comes first, so that the output waits for this very position and for no more.
+/// the mark comes first, so that the output waits for this very position and for no more. A digest is of the VM before
+/// anything enters.
 pub fn entries<'a>(
     mark: bool,
+    digest: Option<&'a [u8]>,
     tick: Option<GuestTime>,
     inputs: impl Iterator<Item = Input<&'a [u8]>>,
 ) -> impl Iterator<Item = Input<&'a [u8]>> {
     mark.then_some(Input::Mark)
         .into_iter()
+        .chain(digest.map(|bytes| Input::Digest { bytes }))
         .chain(tick.map(|time| Input::Tick { time }))
         .chain(inputs)
 }
@@ -31,8 +34,9 @@ mod tests {
     fn an_output_needs_the_mark_of_its_window_and_nothing_behind_it() {
         let time = GuestTime::new(5);
         let typed = Input::Console { bytes: &b"x"[..] };
-        let logged: Vec<_> = entries(true, Some(time), [typed.clone()].into_iter()).collect();
-        assert_eq!(logged, [Input::Mark, Input::Tick { time }, typed]);
+        let digest = Input::Digest { bytes: &b"d"[..] };
+        let logged: Vec<_> = entries(true, Some(b"d"), Some(time), [typed.clone()].into_iter()).collect();
+        assert_eq!(logged, [Input::Mark, digest, Input::Tick { time }, typed]);
         assert_eq!(needs(LogOffset::new(3)), LogOffset::new(4));
     }
 }

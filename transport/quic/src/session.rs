@@ -226,6 +226,7 @@ fn name_of(message: &Message) -> &'static str {
         Message::Goodbye(_) => "goodbye",
         Message::Ack(_) => "ack",
         Message::Heartbeat(_) => "heartbeat",
+        Message::Diverged(_) | Message::Census(_) => "word of a backup that has diverged",
     }
 }
 

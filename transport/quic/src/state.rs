@@ -12,10 +12,12 @@ use bytes::{Bytes, BytesMut};
 use lockstep_protocol::{Ack, Hello, LogOffset, Message, Term};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::config::LinkConfig;
+use crate::config::{LinkConfig, MAX_HANDSHAKES};
 use crate::endpoint::{Arrival, PinnedEndpoint};
 use crate::failure::LinkError;
 use crate::identity::{Identity, PinnedPeer};
@@ -54,6 +56,7 @@ pub struct StateConfig {
 pub struct StateDoor {
     endpoint: PinnedEndpoint,
     hello: Hello,
+    greeted: Mutex<JoinSet<Result<Greeted, PairError>>>,
     runtime: Arc<Runtime>,
 }
 
@@ -70,30 +73,40 @@ impl StateDoor {
         Ok(Self {
             endpoint,
             hello: config.hello,
+            greeted: Mutex::default(),
             runtime,
         })
     }
 
     /// Waits for a spare whose hello matches, at most so long. Strangers are sent away.
     pub fn admit(&self, limit: Duration) -> Option<StateSender> {
-        let arrived = self
-            .runtime
-            .block_on(async { timeout(limit, self.endpoint.arrival()).await });
-        let arrival = arrived.ok()??;
-        match self.runtime.block_on(greet_spare(arrival, &self.hello)) {
-            Ok((connection, theirs, control, stream)) => {
-                info!(spare = %theirs.node, "A spare is there");
-                Some(StateSender {
-                    runtime: Arc::clone(&self.runtime),
-                    connection,
-                    theirs,
-                    control,
-                    stream,
-                })
-            }
-            Err(error) => {
-                warn!(error = whole_sentence(&error), "A spare was sent away");
-                None
+        let first = async { timeout(limit, self.first_spare()).await.ok()? };
+        let (connection, theirs, control, stream) = self.runtime.block_on(first)?;
+        info!(spare = %theirs.node, "A spare is there");
+        Some(StateSender {
+            runtime: Arc::clone(&self.runtime),
+            connection,
+            theirs,
+            control,
+            stream,
+        })
+    }
+
+    /// A stranger keeps nobody waiting: each is greeted by a task, which goes on when the caller's time is up.
+    async fn first_spare(&self) -> Option<Greeted> {
+        let mut greeted = self.greeted.lock().await;
+        loop {
+            tokio::select! {
+                arrival = self.endpoint.arrival() => match arrival? {
+                    arrival if greeted.len() < MAX_HANDSHAKES => {
+                        greeted.spawn(greet_spare(arrival, self.hello.clone()));
+                    }
+                    arrival => arrival.refuse(),
+                },
+                Some(Ok(outcome)) = greeted.join_next() => match outcome {
+                    Ok(spare) => return Some(spare),
+                    Err(error) => warn!(error = whole_sentence(&error), "A spare was sent away"),
+                },
             }
         }
     }
@@ -107,11 +120,9 @@ impl Drop for StateDoor {
 }
 
 type Control = (MessageWriter, MessageReader);
+type Greeted = (Connection, Hello, Control, SendStream);
 
-async fn greet_spare(
-    arrival: Arrival,
-    ours: &Hello,
-) -> Result<(Connection, Hello, Control, SendStream), PairError> {
+async fn greet_spare(arrival: Arrival, ours: Hello) -> Result<Greeted, PairError> {
     let address = arrival.from();
     let connection = arrival.handshake(STEP_WAIT).await?;
     let failed = |fault| PairError::of(address, fault);
@@ -120,13 +131,13 @@ async fn greet_spare(
     if let Message::Hello(theirs) = &mut first {
         (theirs.term, theirs.start) = (ours.term, ours.start);
     }
-    let theirs = match judge(ours, first) {
+    let theirs = match judge(&ours, first) {
         Ok(theirs) => theirs,
         Err(error) => return Err(refuse(&connection, &mut control.0, error).await),
     };
     control
         .0
-        .write(&Message::Hello(Box::new(ours.clone())))
+        .write(&Message::Hello(Box::new(ours)))
         .await
         .map_err(failed)?;
     let stream = open(&connection, StreamKind::State).await.map_err(failed)?;

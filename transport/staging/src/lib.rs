@@ -18,7 +18,7 @@
 //! when the other side said that it sleeps.
 //!
 //! Read in this order: [`message`] (what is said), `ring` (how bytes move), [`gate`] (when outputs may leave),
-//! `memory` (where all this lies), then [`vmm_end`] (with `entry` and `deferral`), [`listener`] and [`device_end`]. [`chain`] is how
+//! `memory` (where all this lies), then [`vmm_end`] (with `entry` and `deferral`), [`listener`] (with [`place`]) and [`device_end`]. [`chain`] is how
 //! a device process reads what an order names, [`mirrored`] what a disk's says on a backup, [`changes`] what it has
 //! changed.
 #![forbid(unsafe_code)]
@@ -35,6 +35,7 @@ pub mod listener;
 mod memory;
 pub mod message;
 pub mod mirrored;
+pub mod place;
 mod ring;
 mod socket;
 pub mod vmm_end;
@@ -43,9 +44,10 @@ pub use changes::{ChangesReader, PairingId};
 pub use device_end::{DeviceEnd, StageError};
 pub use doorbell::Doorbell;
 pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};
-pub use listener::{AcceptError, BindError, DeviceListener};
+pub use listener::{AcceptError, DeviceListener};
 pub use memory::MemoryError;
 pub use message::{DeviceFacts, DeviceKind, ImageDigest, Order, Staged, VmmFacts};
 pub use mirrored::Mirrored;
+pub use place::BindError;
 pub use ring::Fault;
 pub use vmm_end::{ConnectError, PushError, VmmEnd};

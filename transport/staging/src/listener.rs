@@ -16,6 +16,7 @@ use crate::doorbell::Doorbell;
 use crate::limits::{COMPLETION_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::memory::{MemoryError, RingSizes, SharedMemory};
 use crate::message::{Answer, DeviceFacts, DeviceKind, MAGIC, Request, StagedHeader, VERSION, VmmFacts};
+use crate::place::{BindError, make_room};
 use crate::ring::payload_max;
 use crate::socket::{self, DESCRIPTORS_MAX};
 
@@ -24,22 +25,6 @@ const SETUP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The same for one that will be sent away in any case.
 const REFUSE_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// Why a device process cannot listen.
-#[derive(Debug, Error)]
-pub enum BindError {
-    /// Another process listens there.
-    #[error("Another process listens at {0} already")]
-    InUse(PathBuf),
-    /// The kernel refused.
-    #[error("Cannot listen at {path}")]
-    Os {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
 
 /// Why a connector did not become our VMM. The listener goes on.
 #[derive(Debug, Error)]
@@ -62,25 +47,15 @@ pub struct DeviceListener {
 impl DeviceListener {
     /// Listens at `path`. A socket that a dead process left behind is replaced.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        let socket = match socket::listen_at(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if socket::connect_to(path).is_ok() {
-                    return Err(BindError::InUse(path.to_owned()));
-                }
-                std::fs::remove_file(path).and_then(|()| socket::listen_at(path))
-            }
-            other => other,
-        };
-        match socket {
-            Ok(socket) => Ok(Self {
-                socket,
-                path: path.to_owned(),
-            }),
-            Err(source) => Err(BindError::Os {
-                path: path.to_owned(),
-                source,
-            }),
-        }
+        make_room(path)?;
+        let socket = socket::listen_at(path).map_err(|source| BindError::Os {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+        })
     }
 
     /// Sets up with the next connector; `None` when there is none. Waits at most half a second for it to speak. `facts`

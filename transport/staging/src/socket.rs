@@ -55,12 +55,19 @@ pub(crate) fn accept_at(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>>
     }
 }
 
-/// Connects once.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+/// Connects once. A listener whose queue is full is waited for no longer than this.
+pub(crate) fn connect_to(path: &Path, limit: Duration) -> io::Result<OwnedFd> {
     let socket = new_socket(SocketFlags::empty())?;
+    limit_waiting(socket.as_fd(), limit)?;
     let address = SocketAddrUnix::new(path)?;
     retry_on_intr(|| connect(&socket, &address))?;
     Ok(socket)
+}
+
+/// Looks whether somebody listens, and leaves again. Never waits.
+pub(crate) fn knock_at(path: &Path) -> io::Result<()> {
+    let socket = new_socket(SocketFlags::NONBLOCK)?;
+    Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
 }
 
 /// No send or receive on this socket takes longer than this.

@@ -296,16 +296,21 @@ fn sizes_for(kind: DeviceKind) -> RingSizes {
 fn reach(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
     let deadline = Instant::now() + timeout;
     loop {
-        match socket::connect_to(path) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let source = match socket::connect_to(path, left) {
             Ok(socket) => return Ok(socket),
-            Err(source) if Instant::now() >= deadline || !is_not_up_yet(&source) => {
-                return Err(ConnectError::NobodyListens {
-                    path: path.display().to_string(),
-                    source,
-                });
+            Err(source) if Instant::now() >= deadline || !is_not_up_yet(&source) => source,
+            Err(_) => {
+                std::thread::sleep(CONNECT_RETRY);
+                continue;
             }
-            Err(_) => std::thread::sleep(CONNECT_RETRY),
-        }
+        };
+        let path = path.display().to_string();
+        return Err(match source.kind() {
+            // It is there, and others before us were not taken in yet.
+            io::ErrorKind::WouldBlock => ConnectError::NoAnswer { path, source },
+            _ => ConnectError::NobodyListens { path, source },
+        });
     }
 }
 

@@ -516,3 +516,43 @@ fn orders_and_completions_go_round_between_two_sleepy_threads() {
     }
     echo.join().unwrap();
 }
+
+#[test]
+fn a_file_in_the_place_of_the_socket_is_left_alone() {
+    let place = place();
+    std::fs::write(&place.path, "precious").unwrap();
+    let refused = DeviceListener::bind(&place.path).unwrap_err();
+    assert!(refused.to_string().contains("is not a socket"), "{refused}");
+    assert_eq!(std::fs::read(&place.path).unwrap(), b"precious");
+}
+
+#[test]
+fn the_living_socket_of_another_kind_is_not_taken_away() {
+    let place = place();
+    let living = std::os::unix::net::UnixListener::bind(&place.path).unwrap();
+    let refused = DeviceListener::bind(&place.path);
+    assert!(matches!(refused, Err(BindError::InUse(_))));
+    drop(living);
+}
+
+#[test]
+fn a_device_process_that_takes_nobody_in_is_not_waited_for_longer_than_was_said() {
+    let place = place();
+    let _busy = DeviceListener::bind(&place.path).unwrap();
+    let (told, outcomes) = std::sync::mpsc::channel();
+    let path = place.path.clone();
+    std::thread::spawn(move || {
+        // The first few wait in its queue for an answer, and later ones for a place in the queue.
+        for _ in 0..8 {
+            let outcome = VmmEnd::connect(&path, &vmm_facts(DeviceKind::Net), Duration::from_millis(20));
+            let _ = told.send(outcome.map(drop));
+        }
+    });
+    for _ in 0..8 {
+        let outcome = outcomes.recv_timeout(TIMEOUT).expect("each gives up in time");
+        assert!(
+            matches!(outcome, Err(ConnectError::NoAnswer { .. })),
+            "{outcome:?}"
+        );
+    }
+}

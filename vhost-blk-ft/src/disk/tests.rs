@@ -108,3 +108,28 @@ fn a_discarded_or_zeroed_extent_reads_as_zeros_and_the_file_stays_as_long() {
 fn a_name_longer_than_its_field_is_cut_at_a_character() {
     assert_eq!(&pad_serial("nineteen-bytes-long\u{e9}"), b"nineteen-bytes-long\0");
 }
+
+#[test]
+fn what_is_zeroed_or_discarded_on_a_shared_disk_stays_when_it_is_complete() {
+    let file = file(1 << 20);
+    let mut disk = disk(&file, Sharing::Shared);
+    let part = Extent { at: 0, bytes: 65_536 };
+    disk.zero(part, true).unwrap();
+    assert!(!disk.dirty);
+    disk.discard(part).unwrap();
+    assert!(!disk.dirty);
+}
+
+#[test]
+fn what_is_written_for_a_driver_that_never_flushes_stays_when_it_is_complete() {
+    let file = file(1 << 20);
+    let mut disk = disk(&file, Sharing::Alone);
+    disk.write(0, &[[1; 512].as_mut_slice().into()]).unwrap();
+    assert!(disk.dirty);
+
+    disk.set_write_through(true);
+    disk.write(512, &[[2; 512].as_mut_slice().into()]).unwrap();
+    assert!(!disk.dirty);
+    disk.zero(Extent { at: 0, bytes: 512 }, false).unwrap();
+    assert!(!disk.dirty);
+}

@@ -1,6 +1,8 @@
 //! Requests as guests write them, honest and otherwise.
 
 use lockstep_protocol::Head;
+use lockstep_staging::chain::Table;
+use lockstep_staging::limits::CHAIN_DESCRIPTORS_MAX;
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
@@ -9,8 +11,6 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::chain::Table;
-use crate::limits::DESCRIPTORS_MAX;
 
 const MEMORY: usize = 0x10_0000;
 const QUEUE: u16 = 16;
@@ -352,7 +352,7 @@ proptest! {
             let _ = memory.write_slice(header(kind, sector).as_bytes(), GuestAddress(*address));
         }
         let Ok(chain) = Chain::read(&memory, table(&queue), Head::new(head)) else { return Ok(()) };
-        prop_assert!(chain.readable.len() + chain.writable.len() <= usize::from(QUEUE).max(DESCRIPTORS_MAX));
+        prop_assert!(chain.readable.len() + chain.writable.len() <= usize::from(QUEUE).max(CHAIN_DESCRIPTORS_MAX));
         let Ok(request) = Request::parse(&memory, chain, &BOUNDS) else { return Ok(()) };
         prop_assert!(request.reply.length >= 1 && request.reply.data_length() <= BOUNDS.transfer_max);
         let extents = match request.command {

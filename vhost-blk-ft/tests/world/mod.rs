@@ -7,6 +7,7 @@ pub(crate) mod vmm;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,13 +22,14 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const SECTORS: u64 = 2048;
 pub(crate) const QUEUE_SIZE: u16 = 64;
 
-const MEMORY: usize = 16 << 20;
+pub(crate) const MEMORY: usize = 16 << 20;
 const TABLE: u64 = 0;
 const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
@@ -195,6 +197,8 @@ fn connect(path: &Path) -> Frontend {
 /// Guest memory with one queue in it.
 pub(crate) struct Guest {
     pub(crate) memory: GuestMemoryMmap,
+    /// Where the available ring lies.
+    pub(crate) available: GuestAddress,
     offered: u16,
     used: u16,
     pub(crate) kick: EventFd,
@@ -212,6 +216,7 @@ impl Guest {
         );
         Self {
             memory: GuestMemoryMmap::from_ranges_with_files([part]).unwrap(),
+            available: GuestAddress(AVAIL),
             offered: 0,
             used: 0,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -234,7 +239,14 @@ impl Guest {
         front_end
             .set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()])
             .unwrap();
+        assert_eq!(region.len(), MEMORY as u64);
+        self.set_up_queue(front_end, notified);
+    }
+
+    /// The part of it that a driver that starts over makes its front-end do again.
+    pub(crate) fn set_up_queue(&self, front_end: &mut Frontend, notified: bool) {
         front_end.set_vring_num(0, QUEUE_SIZE).unwrap();
+        let region = self.memory.iter().next().unwrap();
         let base = region.as_ptr() as u64;
         let config = VringConfigData {
             queue_max_size: QUEUE_SIZE,
@@ -242,7 +254,7 @@ impl Guest {
             flags: 0,
             desc_table_addr: base + TABLE,
             used_ring_addr: base + USED,
-            avail_ring_addr: base + AVAIL,
+            avail_ring_addr: base + self.available.0,
             log_addr: None,
         };
         front_end.set_vring_addr(0, &config).unwrap();
@@ -252,7 +264,6 @@ impl Guest {
             front_end.set_vring_kick(0, &self.kick).unwrap();
             front_end.set_vring_enable(0, true).unwrap();
         }
-        assert_eq!(region.len(), MEMORY as u64);
     }
 
     /// Where the data of this head lies.
@@ -314,6 +325,22 @@ impl Guest {
             )
             .unwrap();
         self.kick.write(1).unwrap();
+    }
+
+    /// Says that so many chains were ever offered, whatever it is, and kicks; returns when the device has heard the kick.
+    pub(crate) fn claim_offered(&self, count: u16) {
+        self.memory
+            .write_obj(count, self.available.unchecked_add(2))
+            .unwrap();
+        self.kick.write(1).unwrap();
+        let rings = Epoll::new().unwrap();
+        let watched = EpollEvent::new(EventSet::IN, 0);
+        rings
+            .ctl(ControlOperation::Add, self.kick.as_raw_fd(), watched)
+            .unwrap();
+        eventually("the kick to be heard", || {
+            (rings.wait(0, &mut [EpollEvent::default()]).unwrap() == 0).then_some(())
+        });
     }
 
     /// The next used entry: which chain, and how many bytes were written.

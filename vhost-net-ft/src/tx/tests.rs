@@ -127,3 +127,11 @@ fn a_full_outbox_takes_no_more() {
     assert_eq!(held.discard(), taken);
     assert!(held.has_room());
 }
+
+#[test]
+fn a_ring_that_ends_beyond_memory_is_broken() {
+    let mut bench = bench();
+    bench.driver.move_available_ring_to_the_end_of_memory();
+    bench.driver.claim_available(1);
+    assert!(matches!(bench.send(), Err(BrokenQueue::NoEntry)));
+}

@@ -1,6 +1,6 @@
 //! The real process on a real tap, with the kernel's own UDP as the outside, in a network namespace of its own.
 //!
-//! Each test runs itself again inside `unshare`; where that is not permitted it says so and proves nothing.
+//! Each test runs itself again inside `unshare`.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![allow(clippy::disallowed_types, reason = "the test plays the outside, too")]
 
@@ -285,6 +285,71 @@ fn a_front_end_may_leave_and_another_come() {
         guest.transmit_plain(&udp_frame(b"second"));
         assert_eq!(outside.hear(), b"second");
     });
+}
+
+#[test]
+fn front_ends_that_come_and_go_leave_nothing_behind() {
+    netns::inside("front_ends_that_come_and_go_leave_nothing_behind", || {
+        let process = Process::start(&[]);
+        let after = |process: &Process| {
+            drop(Guest::connect(process, guest::PLAIN_FEATURES));
+            process.open_descriptors()
+        };
+        let first = after(&process);
+        let counts: Vec<usize> = (0..20).map(|_| after(&process)).collect();
+        // What the last connection had is closed a moment later.
+        assert!(
+            counts.iter().all(|count| *count <= first + 8),
+            "{first} then {counts:?}"
+        );
+    });
+}
+
+#[test]
+fn the_front_end_after_a_tap_that_vanished_gets_a_new_one() {
+    netns::inside("the_front_end_after_a_tap_that_vanished_gets_a_new_one", || {
+        let process = Process::start(&[]);
+        let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+        guest.offer_rx_buffers(1);
+        netns::remove(&process.tap);
+        process::until("the tap to be given up", || process.has_no_tap().then_some(()));
+        drop(guest);
+
+        let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+        process::until("a new tap", || netns::exists(&process.tap).then_some(()));
+        let outside = Outside::on(&process);
+        guest.transmit_plain(&udp_frame(b"again"));
+        assert_eq!(outside.hear(), b"again");
+    });
+}
+
+#[test]
+fn a_file_in_the_place_of_the_socket_is_left_alone() {
+    netns::inside("a_file_in_the_place_of_the_socket_is_left_alone", || {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("vhost.sock");
+        std::fs::write(&place, "precious").unwrap();
+        let (status, said) =
+            process::run_to_end(&["--socket", place.to_str().unwrap(), "--tap", process::TAP]);
+        assert_eq!(status.code(), Some(1));
+        assert!(said.contains("is not a socket"), "{said}");
+        assert_eq!(std::fs::read(&place).unwrap(), b"precious");
+    });
+}
+
+#[test]
+fn a_path_that_leaves_no_room_for_the_socket_beside_it_is_named_at_once() {
+    netns::inside(
+        "a_path_that_leaves_no_room_for_the_socket_beside_it_is_named_at_once",
+        || {
+            let dir = tempfile::tempdir().unwrap();
+            let place = dir.path().join("s");
+            let long = format!("{:s<105}", place.to_str().unwrap());
+            let (status, said) = process::run_to_end(&["--socket", &long, "--tap", process::TAP]);
+            assert_eq!(status.code(), Some(1));
+            assert!(said.contains(".inner"), "{said}");
+        },
+    );
 }
 
 #[test]

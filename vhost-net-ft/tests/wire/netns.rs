@@ -22,12 +22,14 @@ pub(crate) fn inside(name: &str, test: impl FnOnce()) {
     let possible = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "true"])
         .output();
-    if !possible.as_ref().is_ok_and(|output| output.status.success())
-        || !std::path::Path::new("/dev/net/tun").exists()
-    {
-        println!("SKIPPED {name}: no network namespace or no /dev/net/tun here ({possible:?})");
-        return;
-    }
+    assert!(
+        possible.as_ref().is_ok_and(|output| output.status.success()),
+        "{name} needs a network namespace: be root, or let users make namespaces ({possible:?})"
+    );
+    assert!(
+        std::path::Path::new("/dev/net/tun").exists(),
+        "{name} needs /dev/net/tun: `modprobe tun`"
+    );
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net"])
         .arg(std::env::current_exe().unwrap())
@@ -96,6 +98,16 @@ pub(crate) fn exists(tap: &str) -> bool {
         .contains(tap)
 }
 
+/// Takes the tap away, as `ip link del` does.
+pub(crate) fn remove(tap: &str) {
+    const RTM_DELLINK: u16 = 17;
+    let mut link = vec![0; 4];
+    for word in [interface_index(tap), 0, 0] {
+        link.extend_from_slice(&word.to_ne_bytes());
+    }
+    ask_kernel(RTM_DELLINK, &link);
+}
+
 /// A column of /proc/net/dev.
 fn statistic(tap: &str, column: usize) -> u64 {
     let table = std::fs::read_to_string("/proc/self/net/dev").unwrap();
@@ -136,7 +148,7 @@ fn interface_index(tap: &str) -> u32 {
 fn ask_kernel(kind: u16, body: &[u8]) {
     // Request, acknowledge, create, exclusive.
     const FLAGS: u16 = 1 | 4 | 0x400 | 0x200;
-    let flags = if kind == 16 { 1 | 4 } else { FLAGS };
+    let flags = if kind < 20 { 1 | 4 } else { FLAGS };
     // Protocol 0 is NETLINK_ROUTE.
     let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
     bind(&socket, &SocketAddrNetlink::new(0, 0)).unwrap();

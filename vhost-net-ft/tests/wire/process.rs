@@ -54,6 +54,22 @@ impl Process {
         })
     }
 
+    pub(crate) fn open_descriptors(&self) -> usize {
+        self.descriptors().len()
+    }
+
+    pub(crate) fn has_no_tap(&self) -> bool {
+        !self.descriptors().contains(&PathBuf::from("/dev/net/tun"))
+    }
+
+    /// What its descriptors lead to.
+    fn descriptors(&self) -> Vec<PathBuf> {
+        let listed = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        listed
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .collect()
+    }
+
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
         self.child.wait().unwrap()

@@ -136,7 +136,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         budget::connections(HEAP_BYTES),
         now(),
     );
-    let db = Db::new(store, log, budget::memory(HEAP_BYTES, || HEAP_BYTES), now());
+    let db = Db::new(store, log, budget::memory(HEAP_BYTES, || HEAP_BYTES), now(), || 7);
     let mut server = Server::new(db, stack, handles, nic, disk);
     loop {
         match server.turn(now()) {

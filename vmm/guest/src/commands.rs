@@ -59,6 +59,7 @@ const STRINGS: &[Spec] = &[
     grows("setex", 4, strings::setex),
     grows("psetex", 4, strings::psetex),
     grows("msetnx", -3, strings::msetnx),
+    grows("tsc", 2, strings::tsc),
 ];
 
 const KEYS: &[Spec] = &[

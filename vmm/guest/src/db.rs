@@ -57,6 +57,8 @@ pub struct Db {
     pub now: Time,
     /// Time of power-on.
     pub started: Time,
+    /// The processor's own counter, which is another one on each host.
+    pub counter: fn() -> u64,
     /// The group of the last change.
     pub last_change: Group,
     /// Connections open now.
@@ -73,13 +75,14 @@ pub struct Db {
 
 impl Db {
     /// A database as recovery left it.
-    pub fn new(store: Store, log: Log, memory: Memory, now: Time) -> Self {
+    pub fn new(store: Store, log: Log, memory: Memory, now: Time, counter: fn() -> u64) -> Self {
         Db {
             store,
             log,
             memory,
             now,
             started: now,
+            counter,
             last_change: Group::ZERO,
             clients: 0,
             accepted: 0,

@@ -87,7 +87,8 @@ fn serve(boot: &BootPage<'_>, heap: usize, mut disk: impl Disk) -> ! {
         line.port
     ));
 
-    let db = Db::new(store, log, budget::memory(heap, heap::free), clock.now());
+    let memory = budget::memory(heap, heap::free);
+    let db = Db::new(store, log, memory, clock.now(), machine::counter);
     let mut server = Server::new(db, stack, handles, nic, disk);
     loop {
         match server.turn(clock.now()) {

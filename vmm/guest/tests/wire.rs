@@ -124,7 +124,7 @@ impl World {
             free: || usize::MAX,
             reserve: 0,
         };
-        let db = Db::new(Store::new(), Log::volatile(), memory, now);
+        let db = Db::new(Store::new(), Log::volatile(), memory, now, || 7);
         let server = Server::new(db, stack, handles, nic, NoDisk);
 
         let config = Config::new(EthernetAddress([2, 0, 0, 0, 0, 1]).into());

@@ -155,6 +155,13 @@ fn surroundings(status: &Status) -> Vec<(&'static str, String)> {
         let text = format!("{} of {} bytes", status.deltas, status.delta_bytes);
         rows.push(("deltas", text));
     }
+    if let Some(found) = &status.divergence {
+        let text = format!(
+            "{} found, {} healed; the last {found}",
+            status.divergences, status.healed
+        );
+        rows.push(("divergence", text));
+    }
     rows.push(("guest time", seconds(Duration::from_nanos(status.guest_time_ns))));
     rows.push(("uptime", seconds(Duration::from_millis(status.uptime_ms))));
     rows

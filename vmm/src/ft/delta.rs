@@ -14,9 +14,9 @@ use bytes::Bytes;
 use lockstep_protocol::limits::MAX_PAYLOAD;
 use std::time::{Duration, Instant};
 
-/// How often what was written is forgotten. Each time, the guest's next write to each page costs an exit inside KVM; the
-/// longer the time, the larger is the first delta of a stall.
-const FORGET_EVERY: Duration = Duration::from_millis(250);
+/// How often what was written is looked at in a window and forgotten. Each time, the guest's next write to each page costs an
+/// exit inside KVM; the longer the time, the larger is the first delta of a stall, and the later is a divergence found.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So many bytes of pages make a record.
 const PIECE_BYTES: usize = 256 << 10;
 /// What is sent for a page is never longer than the page and its head.
@@ -57,6 +57,8 @@ pub struct Delta {
 pub struct DeltaCounts {
     /// How many there were.
     pub deltas: u64,
+    /// How many of them made a backup equal that had diverged.
+    pub heals: u64,
     /// Their bytes in the log.
     pub bytes: u64,
 }
@@ -73,32 +75,32 @@ impl DeltaCounts {
 #[derive(Debug, Default)]
 pub struct DeltaMaker {
     writes: Option<WriteTracker>,
-    forgot_at: Option<Instant>,
+    looked_at: Option<Instant>,
 }
 
 impl DeltaMaker {
-    /// Tracks what is written from this window on, if it does not yet. The backup's machine is the same in this window.
-    /// Forgets what was written before it, if it is time to.
+    /// Tracks what is written from this window on, if it does not yet. If the backup's machine is `equal` in this window, and
+    /// it is time to look, gives and forgets what was written before.
     ///
     /// # Errors
     /// When KVM does not track.
-    pub fn follow(&mut self, machine: &Machine) -> Result<(), KvmError> {
+    pub fn follow(&mut self, machine: &Machine, equal: bool) -> Result<Option<Vec<Page>>, KvmError> {
         match &self.writes {
             // What is tracked belongs to one life of the guest, and the next one begins equal on both hosts.
             _ if machine.restarts() => self.stop(),
             None => {
                 self.writes = Some(machine.track_writes()?);
-                self.forgot_at = Some(Instant::now());
+                self.looked_at = Some(Instant::now());
             }
             // Several vCPUs are never recomputed: nothing is forgotten but by a delta.
             Some(_) if machine.is_several() => {}
-            Some(writes) if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY) => {
-                writes.take()?;
-                self.forgot_at = Some(Instant::now());
+            Some(writes) if equal && self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) => {
+                self.looked_at = Some(Instant::now());
+                return writes.take().map(Some);
             }
             Some(_) => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// There is no backup any more.
@@ -111,17 +113,45 @@ impl DeltaMaker {
     /// # Errors
     /// When KVM does not tell what it needs.
     pub fn make(&mut self, machine: &mut Machine) -> Result<Delta, MakeError> {
+        let end = Self::capture(machine)?;
+        let written = self.take()?;
+        Ok(Delta {
+            pages: encode(machine, &written),
+            end,
+        })
+    }
+
+    /// Makes a delta of which the end is here, for a machine of which only the `differing` pages are not what they are here.
+    /// Forgets what was written before, and gives it.
+    ///
+    /// # Errors
+    /// When KVM does not tell what it needs.
+    pub fn make_of(
+        &mut self,
+        machine: &Machine,
+        end: Vec<u8>,
+        differing: &[Page],
+    ) -> Result<(Delta, Vec<Page>), MakeError> {
+        let written = self.take()?;
+        let pages = encode(machine, differing);
+        Ok((Delta { pages, end }, written))
+    }
+
+    /// The end of a delta of a machine that stands still.
+    ///
+    /// # Errors
+    /// When KVM does not tell what it needs.
+    pub fn capture(machine: &mut Machine) -> Result<Vec<u8>, MakeError> {
         let state = machine.capture()?.encode();
         let end = lz4_flex::block::compress_prepend_size(&state);
         if end.len() > MAX_PAYLOAD {
             return Err(MakeError::Large(end.len()));
         }
-        let written = self.writes.as_ref().map_or(Ok(Vec::new()), WriteTracker::take)?;
-        self.forgot_at = Some(Instant::now());
-        Ok(Delta {
-            pages: encode(machine, &written),
-            end,
-        })
+        Ok(end)
+    }
+
+    fn take(&self) -> Result<Vec<Page>, KvmError> {
+        self.writes.as_ref().map_or(Ok(Vec::new()), WriteTracker::take)
     }
 }
 
@@ -141,13 +171,13 @@ fn encode(machine: &Machine, written: &[Page]) -> Vec<Bytes> {
     pieces
 }
 
-/// Puts a whole delta in place.
+/// Puts a whole delta in place; one that `heals` does so wherever the machine stands.
 ///
 /// # Errors
 /// When it is none of this machine.
-pub fn apply(machine: &mut Machine, pages: &[Bytes], end: &[u8]) -> Result<(), DeltaError> {
+pub fn apply(machine: &mut Machine, pages: &[Bytes], end: &[u8], heals: bool) -> Result<(), DeltaError> {
     let state = unpack(end)?;
-    machine.become_like(&state, |memory| -> Result<(), BadPages> {
+    machine.become_like(&state, heals, |memory| -> Result<(), BadPages> {
         pages
             .iter()
             .try_for_each(|piece| pages::apply(piece, memory).map(drop))

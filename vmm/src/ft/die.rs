@@ -5,6 +5,7 @@
 
 use super::pair::PairSink;
 use super::record::{LogSink, PeerLost};
+use lockstep_protocol::divergence::Patient;
 use lockstep_protocol::ids::{LogOffset, Position};
 use lockstep_protocol::record::Input;
 use rustix::process::{Signal, kill_current_process_group};
@@ -118,6 +119,22 @@ impl LogSink for DyingSink {
 
     fn is_lost(&self) -> bool {
         self.inner.is_lost()
+    }
+
+    fn has_equal_backup(&self) -> bool {
+        self.inner.has_equal_backup()
+    }
+
+    fn wants_heal(&self) -> bool {
+        self.inner.wants_heal()
+    }
+
+    fn poll_heal(&mut self) -> Option<Patient> {
+        self.inner.poll_heal()
+    }
+
+    fn treat(&mut self, position: Position, delta: &[Input<&[u8]>]) -> Result<(), PeerLost> {
+        self.inner.treat(position, delta)
     }
 
     fn end(&self) -> LogOffset {

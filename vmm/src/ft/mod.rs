@@ -6,6 +6,8 @@ mod batch;
 pub mod clock;
 pub mod delta;
 pub mod die;
+pub mod digest;
+pub mod flip;
 mod gates;
 pub mod inject;
 pub mod lateness;

@@ -3,25 +3,26 @@
 //! The QUIC driver thread calls the observers made here: acks and leases go straight from it into the gates that the
 //! device processes read, with no hop over the vCPU thread. What a lost peer means is decided in [`super::takeover`].
 
+mod backup;
+
+pub use backup::{BackupSide, Loss, PairSource};
+
 use super::gates::Gates;
 use super::record::{LogSink, PeerLost as NobodyToLogFor};
-use super::replay::LogSource;
 use super::wait::Waker;
 use crate::monitor::{Monitor, PairProbe, PairView};
 use crate::stop::Stop;
-use bytes::Bytes;
-use lockstep_protocol::ids::{LogOffset, Position, Term};
-use lockstep_protocol::record::{Input, Record};
+use lockstep_protocol::divergence::Patient;
+use lockstep_protocol::ids::{LogOffset, Position};
+use lockstep_protocol::message::Diverged;
+use lockstep_protocol::record::Input;
 use lockstep_protocol::session::{Parting, PeerLost};
-use lockstep_protocol::takeover::{Claiming, Takeover};
+use lockstep_protocol::takeover::Claiming;
 use lockstep_protocol::time::Instant;
-use lockstep_quic::link::{
-    BackupEvents, BackupLink, Delivered, PairConfig, PairError, PrimaryEvents, PrimaryLink, Room,
-    connect_primary, listen_backup,
-};
-use lockstep_staging::gate::{GateWriter, Mode, boottime};
+use lockstep_quic::link::{PairConfig, PairError, PrimaryEvents, PrimaryLink, Room, connect_primary};
+use lockstep_staging::gate::{GateWriter, Mode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ pub struct PrimarySide {
     link: Arc<PrimaryLink>,
     gates: Vec<GateWriter>,
     lost: Arc<AtomicBool>,
+    astray: Arc<Astray>,
 }
 
 impl PrimarySide {
@@ -58,12 +60,13 @@ impl PrimarySide {
     /// # Errors
     /// When it cannot be reached, or one side refuses the other.
     pub fn connect(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let lost = Arc::new(AtomicBool::new(false));
+        let (lost, astray) = (Arc::<AtomicBool>::default(), Arc::<Astray>::default());
         let events = PublishAcks {
             gates: Gates::of_primary(context.gates.clone()),
             waker: context.waker,
             monitor: context.monitor,
             lost: Arc::clone(&lost),
+            astray: Arc::clone(&astray),
         };
         tracing::info!(at = %config.address, "Looking for the backup");
         let link = Arc::new(connect_primary(config, Box::new(events))?);
@@ -71,6 +74,7 @@ impl PrimarySide {
             link,
             gates: context.gates,
             lost,
+            astray,
         })
     }
 
@@ -85,6 +89,7 @@ impl PrimarySide {
         PairSink {
             link: Arc::clone(&self.link),
             lost: Arc::clone(&self.lost),
+            astray: Arc::clone(&self.astray),
             unsent: false,
             silent: false,
         }
@@ -132,12 +137,22 @@ fn alone<T>(link: Arc<T>) -> T {
     Arc::into_inner(link).expect("the run loop drops sink, source and probe before it ends a session")
 }
 
+/// What the vCPU thread asks in every window of a backup that may have diverged.
+#[derive(Debug, Default)]
+struct Astray {
+    /// It has, and the delta that heals it is not in the log yet.
+    known: AtomicBool,
+    /// That delta can be made.
+    heal_due: AtomicBool,
+}
+
 /// Called by the driver thread of a primary.
 struct PublishAcks {
     gates: Gates,
     waker: Waker,
     monitor: Arc<Monitor>,
     lost: Arc<AtomicBool>,
+    astray: Arc<Astray>,
 }
 
 impl PrimaryEvents for PublishAcks {
@@ -147,6 +162,17 @@ impl PrimaryEvents for PublishAcks {
 
     fn lease(&mut self, until: Instant) {
         self.gates.publish_lease(until);
+    }
+
+    fn diverged(&mut self, found: &Diverged) {
+        tracing::warn!(at = %found.position, what = %found.what, "The backup has diverged; outputs wait until it is healed");
+        self.astray.known.store(true, Ordering::Release);
+        self.monitor.diverged(found.position, &found.what.to_string());
+    }
+
+    fn heal_due(&mut self) {
+        self.astray.heal_due.store(true, Ordering::Release);
+        self.waker.wake();
     }
 
     fn peer_lost(&mut self, why: PeerLost) {
@@ -161,6 +187,7 @@ impl PrimaryEvents for PublishAcks {
 pub struct PairSink {
     link: Arc<PrimaryLink>,
     lost: Arc<AtomicBool>,
+    astray: Arc<Astray>,
     /// Whether something was appended since the driver was last told.
     unsent: bool,
     /// The driver is not told of anything any more.
@@ -183,6 +210,12 @@ impl PairSink {
             match self.link.wait_room(STOP_LOOK) {
                 Room::Open => break,
                 // A window smaller than `SEND_AT` may be full of what nobody was told to send.
+                Room::Full if !self.link.lock().may_be_acked() => {
+                    tracing::error!(
+                        "The log is full before the backup could be healed; the backup is given up"
+                    );
+                    return Err(NobodyToLogFor);
+                }
                 Room::Full => self.flush(),
                 Room::Lost(_) => return Err(NobodyToLogFor),
             }
@@ -228,171 +261,35 @@ impl LogSink for PairSink {
         self.lost.load(Ordering::Acquire)
     }
 
+    fn has_equal_backup(&self) -> bool {
+        !self.astray.known.load(Ordering::Acquire)
+    }
+
+    fn wants_heal(&self) -> bool {
+        self.astray.heal_due.load(Ordering::Acquire)
+    }
+
+    fn poll_heal(&mut self) -> Option<Patient> {
+        self.astray.heal_due.store(false, Ordering::Release);
+        self.link.lock().poll_heal()
+    }
+
+    fn treat(&mut self, position: Position, delta: &[Input<&[u8]>]) -> Result<(), NobodyToLogFor> {
+        if self.is_lost() {
+            return Err(NobodyToLogFor);
+        }
+        let mut primary = self.link.lock();
+        primary.append_window(position, false, delta);
+        primary.handle_treated();
+        // Before the backup can say anything of it.
+        self.astray.known.store(false, Ordering::Release);
+        drop(primary);
+        self.unsent = true;
+        self.flush();
+        Ok(())
+    }
+
     fn end(&self) -> LogOffset {
         self.link.lock().end()
-    }
-}
-
-/// How and when the primary was lost.
-#[derive(Clone, Debug)]
-pub struct Loss {
-    /// What happened.
-    pub why: PeerLost,
-    /// When it counted as lost, on CLOCK_BOOTTIME.
-    pub noticed: Instant,
-}
-
-/// A backup's session with its primary.
-pub struct BackupSide {
-    link: Arc<BackupLink>,
-    stop: Stop,
-    term: Term,
-    start: LogOffset,
-    counts: Arc<Counts>,
-    noticed: Arc<AtomicU64>,
-}
-
-impl BackupSide {
-    /// Waits for the primary and agrees with it on everything that must be equal.
-    ///
-    /// # Errors
-    /// When this host cannot listen, or one side refuses the other.
-    pub fn listen(config: PairConfig, context: Context) -> Result<Self, PairError> {
-        let (term, start) = (config.hello.term, config.hello.start);
-        let noticed = Arc::new(AtomicU64::new(0));
-        let events = NoteLoss {
-            monitor: context.monitor,
-            noticed: Arc::clone(&noticed),
-            listening: context.listening,
-        };
-        let link = Arc::new(listen_backup(config, Box::new(events))?);
-        Ok(Self {
-            link,
-            stop: context.stop,
-            term,
-            start,
-            counts: Arc::default(),
-            noticed,
-        })
-    }
-
-    /// The term of the session.
-    #[must_use]
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
-    /// Where the replayer's records come from.
-    #[must_use]
-    pub fn source(&self) -> PairSource {
-        PairSource {
-            link: Arc::clone(&self.link),
-            stop: self.stop.clone(),
-            applied: self.start,
-            counts: Arc::clone(&self.counts),
-        }
-    }
-
-    /// How the status looks at this session.
-    #[must_use]
-    pub fn probe(&self) -> PairProbe {
-        let (link, counts) = (Arc::clone(&self.link), Arc::clone(&self.counts));
-        Box::new(move || {
-            let received = link.received();
-            PairView {
-                log_end: received.get(),
-                acked: received.get(),
-                executed: counts.applied.load(Ordering::Relaxed),
-                log_bytes: link.log_bytes(),
-                input_bytes: counts.input_bytes.load(Ordering::Relaxed),
-                lag_positions: 0,
-                lease_until_ns: None,
-                rtt_us: Some(u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX)),
-            }
-        })
-    }
-
-    /// Whether a record of this log came. Without one this host never was a backup: the term may not even have begun.
-    #[must_use]
-    pub fn has_log(&self) -> bool {
-        self.link.received() > self.start
-    }
-
-    /// How the primary was lost, once it is.
-    #[must_use]
-    pub fn loss(&self) -> Option<Loss> {
-        let noticed = Instant::from_nanos(self.noticed.load(Ordering::Acquire));
-        self.link.lost().map(|why| Loss { why, noticed })
-    }
-
-    /// The primary is lost: what is left is to claim. The source and the probe must be gone.
-    #[must_use]
-    pub fn take_over(self) -> Takeover {
-        alone(self.link).into_takeover()
-    }
-
-    /// Tells the primary why this side leaves. The source and the probe must be gone.
-    pub fn goodbye(self, why: Parting) {
-        alone(self.link).leave(why);
-    }
-}
-
-/// Called by the driver thread of a backup.
-struct NoteLoss {
-    monitor: Arc<Monitor>,
-    noticed: Arc<AtomicU64>,
-    listening: Option<SyncSender<()>>,
-}
-
-impl BackupEvents for NoteLoss {
-    fn listening(&mut self, at: std::net::SocketAddr) {
-        tracing::info!(%at, "Waiting for the primary");
-        // Whoever waits for this may have gone away meanwhile.
-        let _ = self.listening.take().map(|told| told.send(()));
-    }
-
-    fn peer_lost(&mut self, why: PeerLost) {
-        tracing::warn!(%why, "The primary is lost");
-        self.noticed.store(boottime().as_nanos(), Ordering::Release);
-        self.monitor.peer_lost(&why);
-    }
-}
-
-/// The log of a backup.
-pub struct PairSource {
-    link: Arc<BackupLink>,
-    stop: Stop,
-    applied: LogOffset,
-    counts: Arc<Counts>,
-}
-
-/// What the status wants to know of a replay.
-#[derive(Debug, Default)]
-struct Counts {
-    applied: AtomicU64,
-    input_bytes: AtomicU64,
-}
-
-impl LogSource for PairSource {
-    fn next(&mut self) -> Option<Record<Bytes>> {
-        while !self.stop.is_asked() {
-            match self.link.wait_record(STOP_LOOK) {
-                Delivered::Record(record) => {
-                    self.counts
-                        .input_bytes
-                        .fetch_add(record.input.payload().len() as u64, Ordering::Relaxed);
-                    return Some(record);
-                }
-                Delivered::PeerLost(_) => return None,
-                Delivered::Nothing => {}
-            }
-        }
-        None
-    }
-
-    fn executed(&mut self, position: Position) {
-        self.applied = self.applied.next();
-        self.counts.applied.store(self.applied.get(), Ordering::Relaxed);
-        self.link.executed(self.applied, position);
     }
 }

@@ -5,12 +5,17 @@
 //! backup calls, and orders from the device processes what the guest kicked. What may leave is decided by the gate.
 
 mod epoch;
+mod heal;
 mod orders;
+mod sink;
 mod stall;
+
+pub use sink::{LogSink, PeerLost};
 
 use super::batch::Batch;
 use super::clock::HostClock;
 use super::delta::{DeltaCounts, DeltaMaker, MakeError};
+use super::digest::Digester;
 use super::inject::InjectError;
 use super::lateness::Lateness;
 use super::pace::Pace;
@@ -19,9 +24,10 @@ use super::wait::{self, Waker};
 use crate::console::Typed;
 use crate::errand::Errands;
 use crate::machine::{Exit, IdleLimit, Machine};
+use crate::state::dirty::Page;
 use crate::stop::Stop;
 use crate::transfer::source::Attention;
-use lockstep_protocol::ids::{GuestTime, LogOffset, Position};
+use lockstep_protocol::ids::{GuestTime, LogOffset};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
 use std::time::{Duration, Instant};
@@ -33,36 +39,6 @@ const TICK_EVERY: Duration = Duration::from_millis(1);
 const SEND_EVERY: Duration = Duration::from_millis(4);
 /// How long to sleep between two looks at outputs that are still held, after the guest is over.
 const DRAIN_NAP: Duration = Duration::from_millis(1);
-
-/// Where the records of a live machine go.
-pub trait LogSink: Send {
-    /// Appends what enters in the window at `position`, the last one closing it, and returns the log offset before the
-    /// first of them. Waits while the log window is full.
-    ///
-    /// # Errors
-    /// [`PeerLost`] when there is nobody to log for any more; nothing was appended then.
-    fn append(&mut self, position: Position, inputs: &[Input<&[u8]>]) -> Result<LogOffset, PeerLost>;
-
-    /// Lets what was appended be sent. Called when an output waits for it or the guest idles: input alone may wait for
-    /// the next of these, so that a window costs the sender one wake-up instead of two.
-    fn flush(&mut self) {}
-
-    /// Whether the peer is lost; asked in every window.
-    fn is_lost(&self) -> bool;
-
-    /// Whether somebody executes the log: a guest that is stopped in the middle of a run then needs a delta.
-    fn has_backup(&self) -> bool {
-        true
-    }
-
-    /// The log offset after the last record.
-    fn end(&self) -> LogOffset;
-}
-
-/// There is nobody at the other end of the log any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("The backup is lost")]
-pub struct PeerLost;
 
 /// Why a window could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +71,9 @@ pub struct Recorder {
     sent_at: GuestTime,
     deltas: DeltaMaker,
     counts: DeltaCounts,
+    digester: Digester,
+    /// When the backup was last given something to compare.
+    compared_at: Instant,
     /// Before this, time alone is no reason for a delta.
     next_stall: Instant,
     pace: Pace,
@@ -118,6 +97,8 @@ impl Recorder {
             sent_at: GuestTime::ZERO,
             deltas: DeltaMaker::default(),
             counts: DeltaCounts::default(),
+            digester: Digester::default(),
+            compared_at: Instant::now(),
             next_stall: Instant::now(),
             pace: Pace::default(),
         }
@@ -178,6 +159,13 @@ impl Recorder {
         self
     }
 
+    /// Goes on counting deltas where a replay ended.
+    #[must_use]
+    pub fn with_deltas(mut self, counts: DeltaCounts) -> Self {
+        self.counts = counts;
+        self
+    }
+
     /// From now on errands, too, are a reason to leave a window in which the guest idles.
     #[must_use]
     pub fn with_errands(mut self, errands: Errands) -> Self {
@@ -212,7 +200,8 @@ impl Recorder {
             return self.end_epoch(machine, exit);
         }
         follow_driver(&mut self.ports, machine, exit);
-        self.follow_writes(machine)?;
+        let written = self.follow_writes(machine)?;
+        let digest = self.digest(machine, exit, written.as_deref())?;
         self.batch.begin();
         let deadline = exit
             .idle
@@ -228,9 +217,9 @@ impl Recorder {
             let now = self.clock.now();
             self.lateness.opened(now, self.batch.wakes_guest());
             let mark = exit.calls();
-            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline);
+            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline) || digest.is_some();
             if tick || mark {
-                let start = self.enter_batch(machine, mark, tick.then_some(now))?;
+                let start = self.enter_batch(machine, mark, digest.as_deref(), tick.then_some(now))?;
                 if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
@@ -253,11 +242,11 @@ impl Recorder {
     }
 
     /// A delta needs to know what was written since a window in which the backup had the same machine.
-    fn follow_writes(&mut self, machine: &Machine) -> Result<(), WindowError> {
+    fn follow_writes(&mut self, machine: &Machine) -> Result<Option<Vec<Page>>, WindowError> {
         if !self.sink.has_backup() {
-            return Ok(());
+            return Ok(None);
         }
-        let followed = self.deltas.follow(machine);
+        let followed = self.deltas.follow(machine, self.sink.has_equal_backup());
         followed.map_err(|error| WindowError::Delta(error.into()))
     }
 
@@ -282,7 +271,7 @@ impl Recorder {
                 self.batch.gather(port, machine);
                 if self.batch.wakes_guest() {
                     let now = self.clock.now();
-                    self.enter_batch(machine, false, Some(now))?;
+                    self.enter_batch(machine, false, None, Some(now))?;
                 } else if !self.ports[index].is_alive() || Instant::now() > deadline {
                     return Ok(false);
                 } else {
@@ -314,7 +303,9 @@ impl Recorder {
     fn is_wanted(&mut self) -> bool {
         let used = self.ports.iter().filter(|port| port.is_alive()).count();
         let lost = used < std::mem::replace(&mut self.used, used);
-        lost || self.attention.is_wanted() || self.errands.as_ref().is_some_and(Errands::is_wanted)
+        lost || self.sink.wants_heal()
+            || self.attention.is_wanted()
+            || self.errands.as_ref().is_some_and(Errands::is_wanted)
     }
 
     fn deadline(&mut self, IdleLimit(limit): IdleLimit) -> Option<GuestTime> {
@@ -327,13 +318,14 @@ impl Recorder {
         &mut self,
         machine: &mut Machine,
         mark: bool,
+        digest: Option<&[u8]>,
         tick: Option<GuestTime>,
     ) -> Result<LogOffset, WindowError> {
         for port in &mut self.ports {
             self.batch.add_returned(port);
         }
         let batch = std::mem::take(&mut self.batch);
-        let inputs: Vec<_> = window::entries(mark, tick, batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(mark, digest, tick, batch.inputs()).collect();
         let entered = self.enter(machine, &inputs);
         drop(inputs);
         self.batch = batch;

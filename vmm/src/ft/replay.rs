@@ -5,6 +5,8 @@
 //! device processes but what a mirrored disk has to do as well (`mirror.rs`), and reads no clock.
 
 use super::delta::{self, DeltaCounts};
+use super::digest::{self, Difference};
+use super::flip::Flip;
 use super::inject::InjectError;
 use super::mirror::{Mirror, MirrorError};
 use super::port::{DevicePort, follow_driver};
@@ -22,6 +24,16 @@ pub trait LogSource: Send {
 
     /// The machine executed the last delivered record and stands at `position`.
     fn executed(&mut self, position: Position);
+
+    /// The machine is not the primary's any more: `what` was found at `at`. Nothing is acked or claimed from here on. Whether
+    /// a delta that heals may come.
+    fn diverged(&mut self, at: Position, what: &str) -> bool;
+
+    /// The pages of a machine that has diverged come to this.
+    fn counted(&mut self, hashes: &[u64]);
+
+    /// A delta made it the primary's again.
+    fn healed(&mut self);
 }
 
 /// Where a window ended.
@@ -67,6 +79,23 @@ pub enum Diverged {
         #[source]
         source: InjectError,
     },
+    /// A digest is not that of this machine.
+    #[error("At position {at} {found}")]
+    Differs {
+        /// Where the machine is.
+        at: Position,
+        /// How it differs.
+        found: Difference,
+    },
+    /// The guest ended, that of the primary did not.
+    #[error("The guest ended at position {0}, that of the primary did not")]
+    Ended(Position),
+    /// The guest makes no exit, that of the primary did.
+    #[error("The guest makes no exit after position {0}, that of the primary did")]
+    Stuck(Position),
+    /// KVM cannot run it any more.
+    #[error("KVM cannot run the guest on from position {0}")]
+    Broken(Position),
 }
 
 /// Injects the log into a backup's machine.
@@ -76,6 +105,9 @@ pub struct Replayer {
     mirror: Option<Mirror>,
     follower: Follower,
     counts: DeltaCounts,
+    /// A mark entered in the open window: the primary's guest called for an output or ended in it.
+    marked: bool,
+    flip: Option<Flip>,
 }
 
 impl Replayer {
@@ -89,7 +121,22 @@ impl Replayer {
             ports,
             follower: Follower::new(delta::bytes_max(memory_bytes)),
             counts: DeltaCounts::default(),
+            marked: false,
+            flip: None,
         }
+    }
+
+    /// For tests: a bit of the machine flips when so many records have entered.
+    #[must_use]
+    pub fn with_flip(mut self, flip: Option<Flip>) -> Self {
+        self.flip = flip;
+        self
+    }
+
+    /// Whether the machine is known not to be the primary's.
+    #[must_use]
+    pub fn is_astray(&self) -> bool {
+        self.follower.is_astray()
     }
 
     /// The device processes.
@@ -128,36 +175,58 @@ impl Replayer {
     /// When a record cannot belong to this machine, or the own disk image is not the primary's any more.
     pub fn window(&mut self, machine: &mut Machine, exit: &mut Exit) -> Result<Replayed, ReplayError> {
         self.follow_guest(machine, exit)?;
-        let at = machine.position();
+        self.marked = false;
         let mut called = exit.calls();
         loop {
+            let at = machine.position();
             let Some(record) = self.follower.poll_kept().or_else(|| self.source.next()) else {
                 return Ok(Replayed::LogEnds);
             };
-            match self
-                .follower
-                .handle_record(record, at, called)
-                .map_err(Diverged::from)?
-            {
-                Admitted::Later => return Ok(Replayed::Closed),
-                Admitted::Kept => self.source.executed(at),
-                Admitted::Delta { pages, end } => {
-                    self.become_like_primary(machine, &pages, &end)?;
+            let closes = record.closes;
+            match self.follower.handle_record(record, at, called) {
+                Ok(Admitted::Later) if exit.end.is_some() => self.diverge(machine, &Diverged::Ended(at))?,
+                Ok(Admitted::Later) => return Ok(Replayed::Closed),
+                Ok(Admitted::Kept | Admitted::Dropped) => self.source.executed(at),
+                Ok(Admitted::Delta { pages, end, heals }) => {
+                    self.become_like_primary(machine, &pages, &end, heals)?;
                     // The exit is long over there; one at the end of an epoch comes with the delta.
                     *exit = machine.take_exit();
-                    called = exit.calls();
+                    (called, self.marked) = (exit.calls(), false);
                     self.follow_guest(machine, exit)?;
                 }
-                Admitted::Enters(record) => {
+                Ok(Admitted::Enters(record)) => {
                     self.enter(machine, &record)?;
                     // Something came, so the guest is awake. A host that goes live here runs on as the primary did.
                     exit.idle = None;
-                    if exit.end.is_some() && record.closes {
+                    if exit.end.is_some() && self.marked && closes {
                         return Ok(Replayed::Closed);
                     }
                 }
+                Err(misplaced) => {
+                    self.diverge(machine, &misplaced.into())?;
+                    self.source.executed(at);
+                }
             }
         }
+    }
+
+    /// The machine is not the primary's any more: it stays where it is until a delta heals it.
+    ///
+    /// # Errors
+    /// When no delta can: its disk image is no longer the primary's either, or it was being healed, or nobody is there to.
+    pub fn diverge(&mut self, machine: &Machine, why: &Diverged) -> Result<(), ReplayError> {
+        // What a diverged guest did to an image of its own is not known.
+        if self.mirror.is_some() || self.is_astray() {
+            return Err((*why).into());
+        }
+        let what = why.to_string();
+        if !self.source.diverged(machine.position(), &what) {
+            return Err((*why).into());
+        }
+        tracing::error!(%what, "This host's copy of the VM has diverged; it protects nothing until it is healed");
+        self.source.counted(&digest::census(machine.memory()));
+        self.follower.stray();
+        Ok(())
     }
 
     fn become_like_primary(
@@ -165,14 +234,20 @@ impl Replayer {
         machine: &mut Machine,
         pages: &[Bytes],
         end: &[u8],
+        heals: bool,
     ) -> Result<(), ReplayError> {
         let at = machine.position();
-        delta::apply(machine, pages, end).map_err(|error| ReplayError::Delta {
+        delta::apply(machine, pages, end, heals).map_err(|error| ReplayError::Delta {
             at,
             why: error.to_string(),
         })?;
         self.counts.add(pages, end);
-        self.source.executed(at);
+        self.source.executed(machine.position());
+        if heals {
+            self.counts.heals += 1;
+            self.source.healed();
+            tracing::warn!(position = %machine.position(), "This host's copy of the VM is healed");
+        }
         Ok(())
     }
 
@@ -209,11 +284,30 @@ impl Replayer {
                 port.begin_pairing(pairing_of(&seed));
             }
         }
-        machine
-            .inject(&input)
-            .map_err(|source| Diverged::Misfit { at, source })?;
+        self.marked |= matches!(input, Input::Mark);
+        let differs = match &input {
+            Input::Digest { bytes } => compare(machine, bytes),
+            input => machine
+                .inject(input)
+                .err()
+                .map(|source| Diverged::Misfit { at, source }),
+        };
+        if let Some(why) = differs {
+            self.diverge(machine, &why)?;
+        }
         self.source.executed(at);
+        if let Some(flip) = &mut self.flip {
+            flip.after_record(machine);
+        }
         Ok(())
+    }
+}
+
+fn compare(machine: &Machine, bytes: &[u8]) -> Option<Diverged> {
+    let at = machine.position();
+    match digest::check(machine, bytes) {
+        Ok(found) => found.map(|found| Diverged::Differs { at, found }),
+        Err(_) => Some(Diverged::Broken(at)),
     }
 }
 

@@ -4,6 +4,7 @@ use super::Machine;
 use crate::memory::GuestRam;
 use crate::vcpu::{Vcpu, VcpuError};
 use vm_memory::GuestAddress;
+use zerocopy::IntoBytes;
 
 impl Machine {
     /// A digest of everything the guest can see: registers, then memory. Slow; for tests and reports.
@@ -13,6 +14,35 @@ impl Machine {
     pub fn digest(&mut self) -> Result<MachineDigest, VcpuError> {
         self.vcpus.lone_mut().complete()?;
         MachineDigest::of(self.vcpus.lone(), &self.parts.memory)
+    }
+
+    /// A hash of the general registers as the last exit left them, its instruction not finished. Quick.
+    ///
+    /// # Errors
+    /// When KVM does not tell the registers.
+    pub fn register_hash(&self) -> Result<u64, VcpuError> {
+        let regs = self.vcpus.lone().registers()?;
+        let words = [
+            regs.rax,
+            regs.rbx,
+            regs.rcx,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+            regs.rsp,
+            regs.rbp,
+            regs.r8,
+            regs.r9,
+            regs.r10,
+            regs.r11,
+            regs.r12,
+            regs.r13,
+            regs.r14,
+            regs.r15,
+            regs.rip,
+            regs.rflags,
+        ];
+        Ok(xxhash_rust::xxh3::xxh3_64(words.as_bytes()))
     }
 
     /// A digest of the general registers as the last exit left them, its instruction not finished. For tests.

@@ -207,6 +207,7 @@ impl Live {
             return Ok(Some(ended));
         }
         if end.is_none() {
+            self.heal(host)?;
             self.see_to_errand(host);
             self.reprotect(host)?;
         }
@@ -232,6 +233,14 @@ impl Live {
             }
         }
         self.served(host, None)
+    }
+
+    /// A backup that has diverged is made equal again, or given up.
+    fn heal(&mut self, host: &mut Host) -> anyhow::Result<()> {
+        match self.recorder.heal(&mut host.machine) {
+            Ok(()) => Ok(()),
+            Err(error) => self.survive(host, error),
+        }
     }
 
     /// A lost backup is survived by claiming the next term; anything else is not.

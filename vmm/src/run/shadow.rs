@@ -2,23 +2,33 @@
 
 use super::live::{Live, NoLog};
 use super::reprotect::Search;
+use super::standby::own_image;
 use super::{DeviceLost, Ended, Host, start};
 use crate::ft::pair::{BackupSide, Loss};
 use crate::ft::port::DevicePort;
 use crate::ft::record::Recorder;
-use crate::ft::replay::{ReplayError, Replayed, Replayer};
+use crate::ft::replay::{Diverged, ReplayError, Replayed, Replayer};
 use crate::ft::takeover::{Settled, settle};
-use crate::machine::{End, Exit};
+use crate::machine::{Advance, End, Exit, StepError};
 use crate::monitor::{Monitor, unix_ns};
 use crate::status::{Role, Takeover, What};
+use crate::vcpu::Watchdog;
 use anyhow::{Context, bail};
-use lockstep_protocol::ids::{Position, Term};
+use lockstep_image::map;
+use lockstep_protocol::ids::Term;
 use lockstep_protocol::message;
 use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Deed, Takeover as TakeoverMachine};
 use lockstep_protocol::time::Instant as Moment;
 use lockstep_staging::gate::boottime;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A run that the primary's guest made in some milliseconds at most, with deltas between them, takes no longer than this on
+/// any host.
+const RUN_MAX: Duration = Duration::from_secs(10);
 
 /// Waits for the primary and follows it.
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
@@ -31,7 +41,8 @@ pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<E
     host.monitor.set_pair(Some(pair.probe()));
     host.monitor.set_role(Role::Backup, pair.term());
     host.stop.heed();
-    let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
+    let replayer =
+        Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes()).with_flip(host.flip_bit);
     Shadow { replayer, pair }.run(host)
 }
 
@@ -45,6 +56,9 @@ impl Shadow {
     /// Follows the log from the window that is open now: before the first instruction, or where the machine was copied.
     pub(super) fn run(mut self, host: &mut Host) -> anyhow::Result<Ended> {
         let mut exit = Exit::default();
+        let pulse = Arc::clone(host.machine.pulse());
+        let watchdog =
+            Watchdog::start(pulse, RUN_MAX).context("Cannot watch for a guest that makes no exits")?;
         loop {
             // Before the window: a delta in it brings chips whose words the primary has printed.
             host.observe();
@@ -52,21 +66,51 @@ impl Shadow {
                 Ok(Replayed::LogEnds) if host.stop.is_asked() => {
                     return Ok(self.leave(host, Parting::Stopped));
                 }
-                Ok(Replayed::LogEnds) => return self.take_over(host, exit),
+                Ok(Replayed::LogEnds) => {
+                    drop(watchdog);
+                    return self.take_over(host, exit);
+                }
                 Ok(Replayed::Closed) => {}
-                Err(why) => return Err(self.give_up(host, parting(&why), why)),
+                Err(why) => return Err(self.fail(host, why)),
             }
             host.monitor.deltas(self.replayer.deltas());
             if let Some(lost) = self.replayer.ports().iter().find(|port| !port.is_alive()) {
                 let why = DeviceLost(lost.kind());
                 return Err(self.give_up(host, Parting::DeviceFailed, why));
             }
+            // After the window: a delta in it may have healed a guest that ended here and not there.
             if let Some(end) = exit.end {
                 self.replayer.settle()?;
                 return Ok(Ended::Guest(end));
             }
-            exit = host.machine.step()?;
+            exit = match self.advance(host)? {
+                Ok(exit) => exit,
+                Err(why) => return Err(self.fail(host, why)),
+            };
         }
+    }
+
+    /// Runs to the next exit, which the primary's guest is known to have made. One that does not come there has diverged.
+    fn advance(&mut self, host: &mut Host) -> anyhow::Result<Result<Exit, ReplayError>> {
+        let begun = Instant::now();
+        let at = host.machine.position();
+        let why = loop {
+            match host.machine.advance() {
+                Ok(Advance::Exit(exit)) => return Ok(Ok(exit)),
+                Ok(Advance::Stalled) if begun.elapsed() < RUN_MAX => {}
+                Ok(Advance::Stalled) => break Diverged::Stuck(at),
+                Err(StepError::Vcpu(error)) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "KVM cannot run the guest"
+                    );
+                    break Diverged::Broken(at);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let strayed = self.replayer.diverge(&host.machine, &why);
+        Ok(strayed.map(|()| Exit::default()))
     }
 
     fn leave(self, host: &Host, why: Parting) -> Ended {
@@ -74,6 +118,20 @@ impl Shadow {
         host.monitor.set_pair(None);
         self.pair.goodbye(why);
         Ended::Stopped
+    }
+
+    /// This host cannot follow the log any more.
+    fn fail(self, host: &Host, why: ReplayError) -> anyhow::Error {
+        let parting = match why {
+            ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
+            ReplayError::Mirror(_) => Parting::DiskFailed,
+        };
+        // Where a guest that had diverged wrote to an image of its own nobody knows.
+        let image = own_image(host, self.replayer.ports());
+        if let (Parting::Failed, Some(image)) = (parting, image) {
+            distrust(image);
+        }
+        self.give_up(host, parting, why)
     }
 
     /// This host is no backup any more: the primary learns it at once and goes on alone.
@@ -100,7 +158,18 @@ impl Shadow {
         if loss.why == PeerLost::Left(Parting::PowerOff) {
             return Ok(Ended::Guest(End::PowerOff));
         }
-        if !pair.has_log() || host.machine.position() == Position::ZERO {
+        if replayer.is_astray() {
+            host.monitor.note(What::Halted);
+            host.monitor.set_role(Role::Halted, pair.term());
+            bail!(
+                "The session with the primary is over ({}), and this host's copy of the VM had diverged and was not healed, \
+                 so this host does not go on with it; if the VM runs on the other host, start `lockstep standby` here, and \
+                 otherwise `lockstep run` on both hosts",
+                loss.why
+            );
+        }
+        // With one record of it the machine is powered on, or was copied.
+        if !pair.has_log() {
             bail!(
                 "The primary left before the log began; start this node again ({})",
                 loss.why
@@ -108,6 +177,7 @@ impl Shadow {
         }
         host.monitor.set_role(Role::TakingOver, pair.term());
         // The source goes first: the session belongs to one holder when it ends.
+        let deltas = replayer.deltas();
         let ports = replayer.into_ports();
         let mut takeover = pair.take_over();
         takeover.handle_replayed();
@@ -124,6 +194,7 @@ impl Shadow {
             Settled::Lives(term) => {
                 let clock = host.taken_over_clock(boottime().saturating_since(heard));
                 let recorder = Recorder::new(Box::new(log), ports, clock, host.waker.clone())
+                    .with_deltas(deltas)
                     .with_console(host.typed.clone())
                     .with_errands(host.errands.clone());
                 let live = promote(host, recorder, &mut exit, term);
@@ -136,10 +207,16 @@ impl Shadow {
     }
 }
 
-fn parting(why: &ReplayError) -> Parting {
-    match why {
-        ReplayError::Diverged(_) | ReplayError::Delta { .. } => Parting::Failed,
-        ReplayError::Mirror(_) => Parting::DiskFailed,
+/// An image without a map gets everything anew when its host returns as a spare.
+fn distrust(image: &Path) {
+    match std::fs::remove_file(map::path_of(image)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => tracing::error!(
+            %error,
+            "The map of what changed on this host's image stays, although it is wrong; remove it"
+        ),
+        _ => tracing::warn!(
+            "This host's image is not trusted any more; as a spare it gets a fresh copy of the disk"
+        ),
     }
 }
 

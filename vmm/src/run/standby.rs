@@ -130,7 +130,7 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
 }
 
 /// Where this host's own image of a mirrored disk lies.
-fn own_image<'a>(host: &'a Host, ports: &[DevicePort]) -> Option<&'a Path> {
+pub(super) fn own_image<'a>(host: &'a Host, ports: &[DevicePort]) -> Option<&'a Path> {
     let is_mirrored = ports.iter().any(DevicePort::is_mirrored);
     host.node.disk.as_deref().filter(|_| is_mirrored)
 }

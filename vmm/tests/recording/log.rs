@@ -67,6 +67,14 @@ impl LogSource for Given {
     }
 
     fn executed(&mut self, _: Position) {}
+
+    fn diverged(&mut self, _: Position, _: &str) -> bool {
+        false
+    }
+
+    fn counted(&mut self, _: &[u64]) {}
+
+    fn healed(&mut self) {}
 }
 
 /// The records in `log`, which is whole.

@@ -44,7 +44,7 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
 
     let clients = Outside::start(GUEST, order.clients, order.seed)?;
     let talked = until_acked(&clients, REPLIES);
-    let killed = talked.and_then(|()| bash(&world, Node::A, &readme.block("9. ", "sh", "pkill")?));
+    let killed = talked.and_then(|()| bash(&world, Node::A, &readme.block("9. ", "sh", "kill -9")?));
     let goes_on = killed.and_then(|_| until_acked(&clients, clients.seen().acked + REPLIES));
     let memory = clients.stop()?;
     goes_on.with_context(|| world.last_words())?;

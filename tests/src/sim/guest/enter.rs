@@ -44,7 +44,7 @@ impl Guest {
                 self.noise = Dice::of(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
                 Ok(())
             }
-            Input::Mark => Ok(()),
+            Input::Mark | Input::Digest { .. } => Ok(()),
             Input::Tick { time } if time < self.time => Err(Misfit::TimeGoesBack),
             Input::Tick { time } => {
                 self.time = time;
@@ -72,7 +72,7 @@ impl Guest {
                 Ok(())
             }
             Input::Console { .. } => Ok(()),
-            Input::DeltaPages { .. } | Input::DeltaEnd { .. } => Err(Misfit::Delta),
+            Input::DeltaPages { .. } | Input::DeltaEnd { .. } | Input::Heal => Err(Misfit::Delta),
             Input::Frame { device, .. }
             | Input::Completion { device, .. }
             | Input::Returned { device, .. } => Err(Misfit::NoDevice(device)),

@@ -188,7 +188,7 @@ impl Pair {
         let number = live.vm.known + 1;
         let typed = [number];
         let typed = Input::Console { bytes: &typed[..] };
-        let inputs: Vec<_> = window::entries(false, None, std::iter::once(typed)).collect();
+        let inputs: Vec<_> = window::entries(false, None, None, std::iter::once(typed)).collect();
         match &mut live.role {
             Role::Primary(primary) => {
                 primary.append_window(live.vm.position, true, &inputs);
@@ -210,7 +210,7 @@ impl Pair {
         if !live.vm.called {
             return false;
         }
-        let inputs: Vec<_> = window::entries(true, None, std::iter::empty()).collect();
+        let inputs: Vec<_> = window::entries(true, None, None, std::iter::empty()).collect();
         let start = match &mut live.role {
             Role::Primary(primary) => primary.append_window(live.vm.position, true, &inputs),
             Role::Alone => LogOffset::ZERO,
@@ -408,7 +408,7 @@ impl Pair {
                 host.vm.step();
                 return true;
             }
-            Ok(Admitted::Kept | Admitted::Delta { .. }) => {
+            Ok(Admitted::Kept | Admitted::Delta { .. } | Admitted::Dropped) => {
                 self.accuse("A delta comes that nobody made");
                 return true;
             }

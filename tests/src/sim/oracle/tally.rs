@@ -21,6 +21,8 @@ pub struct Tally {
     pub lone_starts: u64,
     /// Guests of backups that became what their primary's was in the middle of a run.
     pub deltas: u64,
+    /// Guests of backups that had diverged and were healed.
+    pub healed: u64,
     /// Things that went wrong.
     pub faults: u64,
 }
@@ -36,6 +38,7 @@ impl Tally {
         self.halts += other.halts;
         self.lone_starts += other.lone_starts;
         self.deltas += other.deltas;
+        self.healed += other.healed;
         self.faults += other.faults;
     }
 }

@@ -52,6 +52,7 @@ impl Process {
             }
         }
         let wakes_vcpu = end.lost.is_some()
+            || end.machine.wants_heal()
             || (news.acked.is_some()
                 && (end.machine.has_ample_room() || matches!(self.part, Part::Leaving { .. })));
         self.wake_driver_at(env, news.next);

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use lockstep_protocol::ids::{GuestTime, LogOffset, QueueIndex};
 use lockstep_protocol::record::Input;
-use lockstep_protocol::session::Parting;
+use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::Claiming;
 use lockstep_protocol::window;
 
@@ -90,11 +90,15 @@ impl Process {
             // it may be here, unsent.
             self.flush(env);
             self.window = Some(exit);
-            return;
+            return self.give_up_patient(env);
         }
         self.consume(&batch);
         let inputs: Vec<_> = batch.inputs.iter().map(Input::borrowed).collect();
-        let inputs: Vec<_> = window::entries(mark, tick.then_some(now), inputs.into_iter()).collect();
+        let digest = env.dice.chance(env.plan.digests);
+        let digest = digest.then(|| self.guest.fingerprint().to_le_bytes());
+        let digest = digest.as_ref().map(|bytes| &bytes[..]);
+        let tick = tick.then_some(now);
+        let inputs: Vec<_> = window::entries(mark, digest, tick, inputs.into_iter()).collect();
         let start = self.enter(env, &inputs);
         if mark || exit.idle.is_none() {
             self.flush(env);
@@ -108,7 +112,7 @@ impl Process {
 
     /// Nothing enters in this window now: an idle guest sleeps in it, any other runs on.
     fn wait(&mut self, env: &mut Env, exit: Exit, until: Option<Option<GuestTime>>) {
-        let Some(until) = until else {
+        let Some(until) = until.filter(|_| !self.has_patient()) else {
             return self.run_on(env);
         };
         self.flush(env);
@@ -219,7 +223,8 @@ impl Process {
     /// The end of the delta, and what enters behind it.
     fn end_stall(&mut self, env: &mut Env) {
         if !self.has_room() {
-            return self.flush(env);
+            self.flush(env);
+            return self.give_up_patient(env);
         }
         self.stalled = false;
         if let Pair::Primary(end) = &mut self.pair {
@@ -232,7 +237,7 @@ impl Process {
         self.consume(&batch);
         let now = self.guest_now(env);
         let inputs = batch.inputs.iter().map(Input::borrowed);
-        let inputs: Vec<_> = window::entries(false, Some(now), inputs).collect();
+        let inputs: Vec<_> = window::entries(false, None, Some(now), inputs).collect();
         self.enter(env, &inputs);
         self.flush(env);
         self.run_on(env);
@@ -269,11 +274,48 @@ impl Process {
     /// The window is closed: the guest runs to its next exit.
     pub(super) fn run_on(&mut self, env: &mut Env) {
         self.window = None;
+        self.heal(env);
         self.busy_until = self
             .busy_until
             .max(env.now)
             .later(env.dice.between(env.plan.exit));
         self.wake_vcpu_at(env, self.busy_until);
+    }
+
+    /// Is there a backup that has diverged and can be healed?
+    fn has_patient(&self) -> bool {
+        matches!(&self.pair, Pair::Primary(end) if end.machine.wants_heal())
+    }
+
+    fn heal(&mut self, env: &mut Env) {
+        let Pair::Primary(end) = &mut self.pair else {
+            return;
+        };
+        if end.machine.poll_heal().is_none() {
+            return;
+        }
+        let run = env.runs.keep(&self.guest);
+        let delta = [
+            Input::Heal,
+            Input::DeltaPages { bytes: &[0][..] },
+            Input::DeltaEnd { bytes: &run[..] },
+        ];
+        end.machine.append_window(self.guest.position(), false, &delta);
+        end.machine.handle_treated();
+        env.tell(self.desk.host, || "heals its backup".into());
+        self.flush(env);
+    }
+
+    /// The log is full. A backup that has diverged acks nothing, so it would stay full for ever.
+    fn give_up_patient(&mut self, env: &mut Env) {
+        if let Pair::Primary(end) = &mut self.pair
+            && !end.machine.may_be_acked()
+            && end.lost.is_none()
+        {
+            let why = PeerLost::Disconnected("it could not be healed".into());
+            end.lose(env, &self.desk, &why);
+            self.ring(env, Actor::Vcpu);
+        }
     }
 
     /// Is there nobody to log for any more?

@@ -9,7 +9,7 @@ use lockstep_protocol::session::{Parting, PeerLost};
 use lockstep_protocol::takeover::{Claiming, Deed, Takeover, Verdict, VerdictFault};
 use lockstep_protocol::time::Instant;
 
-use super::{Following, Part, Process};
+use super::{Flaw, Following, Part, Process};
 use crate::sim::agenda::Actor;
 use crate::sim::arbiter::{Answer, Question, verdict_of};
 use crate::sim::device::{Made, Mode, Output};
@@ -220,6 +220,7 @@ impl Process {
 
     /// The log is replayed to its end: claims, unless there is nothing to live for.
     pub(super) fn log_ends(&mut self, env: &mut Env) {
+        let now = self.desk.now(env);
         let Part::Settling(settling) = &mut self.part else {
             return;
         };
@@ -228,6 +229,17 @@ impl Process {
         };
         if survivor.why == PeerLost::Left(Parting::PowerOff) {
             return self.end(env, "the guest switched its machine off");
+        }
+        if self.flaw == Flaw::Known {
+            survivor.takeover.handle_replayed();
+            if survivor.takeover.poll_deed(now).is_some() {
+                env.accuse(
+                    "I16",
+                    self.desk.host,
+                    &"it claims a term, but its guest has diverged",
+                );
+            }
+            return self.end(env, "its copy of the VM had diverged");
         }
         let has_log = survivor.takeover.end() > survivor.following.start;
         if !has_log || self.guest.position() == Position::ZERO {

@@ -1,11 +1,11 @@
 //! The vCPU of a backup: what the primary executed is executed here, as `vmm/src/ft/replay.rs` and `shadow.rs` do it.
 
-use lockstep_protocol::record::Record;
+use lockstep_protocol::record::{Input, Record};
 use lockstep_protocol::replay::Admitted;
 
 use super::driver::Lost;
 use super::settle::{Claimant, Settling, Survivor};
-use super::{Following, Pair, Part, Process};
+use super::{Flaw, Following, Pair, Part, Process};
 use crate::sim::agenda::Actor;
 use crate::sim::env::Env;
 use crate::sim::guest::Exit;
@@ -104,28 +104,43 @@ impl Process {
         let at = self.guest.position();
         let (mut exit, mut ends) = (exit, false);
         match following.follower.handle_record(record, at, called) {
+            Ok(Admitted::Later) if exit.end => {
+                let outcome = self.diverge(env, following, &"its guest ended");
+                self.window = Some(Exit::default());
+                return outcome;
+            }
             // The primary has left this window for certain: the guest runs on.
-            Ok(Admitted::Later) => return Replay::More,
-            Ok(Admitted::Kept) => {}
-            Ok(Admitted::Delta { pages, end }) => {
-                if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end)) {
+            Ok(Admitted::Later) => {
+                following.marked = false;
+                return Replay::More;
+            }
+            Ok(Admitted::Kept | Admitted::Dropped) => {}
+            Ok(Admitted::Delta { pages, end, heals }) => {
+                if let Err(sentence) = self.guest.become_like(env.runs.find(&pages, &end), heals) {
                     env.accuse("I15", self.desk.host, &sentence);
                     return Replay::Diverged;
                 }
                 env.oracle.tally.deltas += 1;
+                if heals {
+                    self.healed(env);
+                }
                 exit = Exit::default();
+                following.marked = false;
             }
             Ok(Admitted::Enters(record)) => {
-                if let Err(misfit) = self.guest.enter(&record.input.borrowed()) {
-                    env.accuse("I2", self.desk.host, &misfit);
-                    return Replay::Diverged;
+                let outcome = self.let_in(env, following, &record);
+                if outcome != Replay::More {
+                    return outcome;
                 }
+                following.marked |= matches!(record.input, Input::Mark);
                 exit.idle = None;
-                ends = exit.end && record.closes;
+                ends = exit.end && following.marked && record.closes;
             }
             Err(misplaced) => {
-                env.accuse("I3", self.desk.host, &misplaced);
-                return Replay::Diverged;
+                let outcome = self.diverge(env, following, &misplaced);
+                if outcome != Replay::More {
+                    return outcome;
+                }
             }
         }
         following.applied = following.applied.next();
@@ -136,7 +151,71 @@ impl Process {
             return Replay::Ends;
         }
         self.window = Some(exit);
+        if self.flaw == Flaw::None && env.dice.chance(env.plan.flips) {
+            env.tell(self.desk.host, || "has a bit flipped in its guest".into());
+            self.guest.wander(env.dice.any());
+            self.flaw = Flaw::Hidden;
+        }
         Replay::More
+    }
+
+    /// A record of the open window enters, or shows that the guest is not the primary's any more.
+    fn let_in(&mut self, env: &mut Env, following: &mut Following, record: &Record) -> Replay {
+        if self.flaw == Flaw::Known {
+            env.accuse(
+                "I16",
+                self.desk.host,
+                &"a record enters a guest that has diverged",
+            );
+        }
+        match &record.input {
+            Input::Digest { bytes } if bytes[..] != self.guest.fingerprint().to_le_bytes() => {
+                self.diverge(env, following, &"its digest is another one")
+            }
+            input => match self.guest.enter(&input.borrowed()) {
+                Ok(()) => Replay::More,
+                Err(misfit) => self.diverge(env, following, &misfit),
+            },
+        }
+    }
+
+    /// The guest is not the primary's any more. Only a bit that flipped may have made it so.
+    fn diverge(&mut self, env: &mut Env, following: &mut Following, why: &dyn std::fmt::Display) -> Replay {
+        if self.flaw != Flaw::Hidden {
+            env.accuse("I3", self.desk.host, &why);
+            return Replay::Diverged;
+        }
+        env.tell(self.desk.host, || format!("has diverged: {why}"));
+        following.follower.stray();
+        self.flaw = Flaw::Known;
+        let at = self.guest.position();
+        match (&mut self.pair, &mut self.part) {
+            (Pair::Backup(end), _) => end.diverge(env, at, &[self.guest.fingerprint()]),
+            (_, Part::Settling(settling)) => {
+                if let Claimant::Backup(survivor) = &mut settling.claimant {
+                    survivor.takeover.handle_diverged();
+                }
+            }
+            _ => {}
+        }
+        self.ring(env, Actor::Driver);
+        Replay::More
+    }
+
+    fn healed(&mut self, env: &mut Env) {
+        self.flaw = Flaw::None;
+        env.oracle.tally.healed += 1;
+        env.tell(self.desk.host, || "is healed".into());
+        match (&mut self.pair, &mut self.part) {
+            (Pair::Backup(end), _) => end.heal(env),
+            (_, Part::Settling(settling)) => {
+                if let Claimant::Backup(survivor) = &mut settling.claimant {
+                    survivor.takeover.handle_healed();
+                }
+            }
+            _ => {}
+        }
+        self.ring(env, Actor::Driver);
     }
 
     fn next_record(&mut self) -> Option<Record> {

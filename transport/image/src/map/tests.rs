@@ -216,6 +216,18 @@ fn a_map_that_goes_knows_nothing_and_keeps_nothing() {
     assert_eq!(b.account().may_differ(&a.account()), None);
 }
 
+#[test]
+fn a_map_that_cannot_go_goes_on_to_be_kept() {
+    let (mut a, _b) = pair();
+    a.serve(&[write(0), Ask::Flush, write(1)]);
+    // A folder in its place is no file that can be removed.
+    let path = a.folder.path().join("disk.changes");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    a.map.forget().unwrap_err();
+    assert!(a.map.is_kept());
+}
+
 fn ask() -> impl Strategy<Value = Ask> {
     prop_oneof![
         3 => (0..BLOCKS, any::<u8>()).prop_map(|(block, value)| Ask::Write { block, value }),

@@ -165,3 +165,18 @@ fn a_takeover_delivers_what_the_backup_still_held() {
 fn a_vm_that_applied_what_it_was_not_given_is_our_bug() {
     backup().handle_executed(LogOffset::new(1), Position::ZERO);
 }
+
+#[test]
+fn a_backup_that_has_diverged_says_so_and_acks_nothing_until_it_is_healed() {
+    let mut backup = backup();
+    backup.handle_log_bytes(ms(1001), log(3, 1)).unwrap();
+    backup.diverge(Position::new(2), "the registers differ");
+    assert_eq!(backup.poll_ack(), None);
+    assert!(matches!(backup.poll_confession(), Some(Message::Diverged(_))));
+    backup.count(&[7]);
+    assert!(matches!(backup.poll_confession(), Some(Message::Census(_))));
+    assert_eq!((backup.poll_confession(), backup.poll_ack()), (None, None));
+
+    backup.heal();
+    assert_eq!(backup.poll_ack().unwrap().upto, LogOffset::new(3));
+}

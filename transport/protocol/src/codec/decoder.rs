@@ -4,7 +4,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::records::{
-    CLOSES, COMPLETION, CONSOLE, Cursor, DELTA_END, DELTA_PAGES, FRAME, MARK, POWER_ON, RETURNED, TICK,
+    CLOSES, COMPLETION, CONSOLE, Cursor, DELTA_END, DELTA_PAGES, DIGEST, FRAME, HEAL, MARK, POWER_ON,
+    RETURNED, TICK,
 };
 use super::{Reader, Unread, unzigzag};
 use crate::ids::{DeviceId, GuestTime, Head, Position, QueueIndex};
@@ -175,7 +176,7 @@ impl RecordDecoder {
     /// A head at the front of `bytes` and its length; `None` while it is not all there.
     fn parse_head(&self, bytes: &[u8]) -> Result<Option<(RecordHead, usize)>, LogFault> {
         let kind = bytes[0] & !CLOSES;
-        if !(POWER_ON..=DELTA_END).contains(&kind) {
+        if !(POWER_ON..=HEAL).contains(&kind) {
             return Err(LogFault::UnknownKind(bytes[0]));
         }
         let mut reader = Reader { rest: bytes };
@@ -228,9 +229,13 @@ impl RecordDecoder {
             DELTA_PAGES => Input::DeltaPages {
                 bytes: read_length(from)?,
             },
-            _ => Input::DeltaEnd {
+            DELTA_END => Input::DeltaEnd {
                 bytes: read_length(from)?,
             },
+            DIGEST => Input::Digest {
+                bytes: read_length(from)?,
+            },
+            _ => Input::Heal,
         };
         Ok(RecordHead {
             position: Position::new(position),
@@ -273,8 +278,13 @@ impl RecordHead {
             | Input::Completion { bytes, .. }
             | Input::Console { bytes }
             | Input::DeltaPages { bytes }
-            | Input::DeltaEnd { bytes } => bytes.0,
-            Input::PowerOn { .. } | Input::Mark | Input::Tick { .. } | Input::Returned { .. } => 0,
+            | Input::DeltaEnd { bytes }
+            | Input::Digest { bytes } => bytes.0,
+            Input::PowerOn { .. }
+            | Input::Mark
+            | Input::Heal
+            | Input::Tick { .. }
+            | Input::Returned { .. } => 0,
         }
     }
 
@@ -300,6 +310,8 @@ impl RecordHead {
             Input::Console { .. } => Input::Console { bytes: payload },
             Input::DeltaPages { .. } => Input::DeltaPages { bytes: payload },
             Input::DeltaEnd { .. } => Input::DeltaEnd { bytes: payload },
+            Input::Digest { .. } => Input::Digest { bytes: payload },
+            Input::Heal => Input::Heal,
         };
         Record {
             position: self.position,

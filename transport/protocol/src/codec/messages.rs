@@ -5,8 +5,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Reader, Unread};
 use crate::ids::{LogOffset, NodeName, Position, Term};
-use crate::limits::{MAX_MESSAGE, MAX_RELEASE, PROTOCOL_VERSION};
-use crate::message::{Ack, Digest, Foreign, Heartbeat, Hello, Image, Message, Role, Sentence};
+use crate::limits::{CENSUS_PAGES, MAX_MESSAGE, MAX_RELEASE, PROTOCOL_VERSION};
+use crate::message::{
+    Ack, Census, Digest, Diverged, Foreign, Heartbeat, Hello, Image, Message, Role, Sentence,
+};
 use crate::session::{Parting, Timing};
 use crate::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ const REFUSED: u8 = 2;
 const GOODBYE: u8 = 3;
 const ACK: u8 = 4;
 const HEARTBEAT: u8 = 5;
+const DIVERGED: u8 = 6;
+const CENSUS: u8 = 7;
 /// Kind and length.
 const HEAD: usize = 3;
 
@@ -41,6 +45,8 @@ pub fn encode_message(out: &mut BytesMut, message: &Message) {
         Message::Goodbye(_) => GOODBYE,
         Message::Ack(_) => ACK,
         Message::Heartbeat(_) => HEARTBEAT,
+        Message::Diverged(_) => DIVERGED,
+        Message::Census(_) => CENSUS,
     };
     out.put_u8(kind);
     out.put_u16_le(0);
@@ -75,6 +81,21 @@ fn put_body(out: &mut BytesMut, message: &Message) {
             if let Some(echo) = beat.echo {
                 out.put_u64_le(echo.as_nanos());
             }
+        }
+        Message::Diverged(found) => {
+            out.put_u64_le(found.term.get());
+            out.put_u64_le(found.position.get());
+            out.put_slice(found.what.as_str().as_bytes());
+        }
+        Message::Census(census) => {
+            assert!(
+                census.hashes.len() <= CENSUS_PAGES,
+                "a piece of a census fits a message"
+            );
+            out.put_u64_le(census.term.get());
+            out.put_u64_le(census.first);
+            out.put_u8(u8::from(census.is_last));
+            census.hashes.iter().for_each(|hash| out.put_u64_le(*hash));
         }
     }
 }
@@ -134,7 +155,7 @@ impl MessageDecoder {
             return Ok(None);
         };
         // The head is judged as soon as it is here: no waiting for the body of what is never taken.
-        if !(HELLO..=HEARTBEAT).contains(&kind) {
+        if !(HELLO..=CENSUS).contains(&kind) {
             return Err(MessageFault::UnknownKind(kind));
         }
         let whole = HEAD + usize::from(u16::from_le_bytes([low, high]));
@@ -162,10 +183,7 @@ fn parse_body(kind: u8, body: &[u8]) -> Result<Message, Unread> {
     let mut from = Reader { rest: body };
     let message = match kind {
         HELLO => parse_hello(&mut from)?,
-        REFUSED => {
-            let text = std::str::from_utf8(from.take(body.len())?).map_err(|_| Unread::Malformed)?;
-            Message::Refused(Sentence::new(text))
-        }
+        REFUSED => Message::Refused(parse_sentence(&mut from)?),
         GOODBYE => Message::Goodbye(parse_parting(from.u8()?)?),
         ACK => Message::Ack(Ack {
             term: Term::new(from.u64()?),
@@ -173,6 +191,12 @@ fn parse_body(kind: u8, body: &[u8]) -> Result<Message, Unread> {
             executed: LogOffset::new(from.u64()?),
             position: Position::new(from.u64()?),
         }),
+        DIVERGED => Message::Diverged(Diverged {
+            term: Term::new(from.u64()?),
+            position: Position::new(from.u64()?),
+            what: parse_sentence(&mut from)?,
+        }),
+        CENSUS => Message::Census(parse_census(&mut from)?),
         _ => Message::Heartbeat(Heartbeat {
             term: Term::new(from.u64()?),
             sent_at: Instant::from_nanos(from.u64()?),
@@ -190,6 +214,30 @@ fn parse_body(kind: u8, body: &[u8]) -> Result<Message, Unread> {
     } else {
         Err(Unread::Malformed)
     }
+}
+
+fn parse_sentence(from: &mut Reader<'_>) -> Result<Sentence, Unread> {
+    let text = std::str::from_utf8(from.take(from.rest.len())?).map_err(|_| Unread::Malformed)?;
+    Ok(Sentence::new(text))
+}
+
+fn parse_census(from: &mut Reader<'_>) -> Result<Census, Unread> {
+    let (term, first) = (Term::new(from.u64()?), from.u64()?);
+    let is_last = match from.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(Unread::Malformed),
+    };
+    let mut hashes = Vec::with_capacity(from.rest.len() / 8);
+    while !from.rest.is_empty() {
+        hashes.push(from.u64()?);
+    }
+    Ok(Census {
+        term,
+        first,
+        is_last,
+        hashes,
+    })
 }
 
 fn parse_hello(from: &mut Reader<'_>) -> Result<Message, Unread> {

@@ -18,6 +18,8 @@ pub(super) const RETURNED: u8 = 6;
 pub(super) const CONSOLE: u8 = 7;
 pub(super) const DELTA_PAGES: u8 = 8;
 pub(super) const DELTA_END: u8 = 9;
+pub(super) const DIGEST: u8 = 10;
+pub(super) const HEAL: u8 = 11;
 /// Set on the kind of a record that is the last of its window.
 pub(super) const CLOSES: u8 = 0x80;
 
@@ -71,7 +73,7 @@ impl RecordEncoder {
     fn put_rest(&mut self, out: &mut BytesMut, input: &Input<&[u8]>) {
         match input {
             Input::PowerOn { seed } => out.put_slice(seed),
-            Input::Mark => {}
+            Input::Mark | Input::Heal => {}
             Input::Tick { time } => {
                 put_varint(
                     out,
@@ -99,9 +101,10 @@ impl RecordEncoder {
                 put_varint(out, queue.get().into());
                 put_varint(out, (*count).into());
             }
-            Input::Console { bytes } | Input::DeltaPages { bytes } | Input::DeltaEnd { bytes } => {
-                put_payload(out, bytes);
-            }
+            Input::Console { bytes }
+            | Input::DeltaPages { bytes }
+            | Input::DeltaEnd { bytes }
+            | Input::Digest { bytes } => put_payload(out, bytes),
         }
     }
 }
@@ -117,6 +120,8 @@ fn kind(input: &Input<&[u8]>) -> u8 {
         Input::Console { .. } => CONSOLE,
         Input::DeltaPages { .. } => DELTA_PAGES,
         Input::DeltaEnd { .. } => DELTA_END,
+        Input::Digest { .. } => DIGEST,
+        Input::Heal => HEAL,
     }
 }
 

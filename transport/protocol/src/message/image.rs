@@ -8,7 +8,7 @@ use super::{Digest, Hello, Refusal};
 use crate::ids::NodeName;
 
 /// A host's own image of a mirrored disk, before the guest runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Image {
     /// Over everything that it holds.
     pub digest: Digest,

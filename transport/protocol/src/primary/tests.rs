@@ -1,6 +1,7 @@
 //! Acks and leases, one rule at a time. Stories of a whole pair are in `tests/pair.rs`.
 
 use super::*;
+use crate::message::{Census, Diverged, Sentence};
 
 const TERM: Term = Term::new(2);
 
@@ -206,4 +207,60 @@ fn what_was_appended_is_sent_once() {
     let mut primary = primary(3);
     assert_eq!(primary.poll_transmit().unwrap().len() as u64, primary.log_bytes());
     assert_eq!(primary.poll_transmit(), None);
+}
+
+/// A primary with three records whose backup has said that it diverged and what its one page comes to, at time 1010 ms.
+fn primary_of_a_diverged_backup() -> Primary {
+    let mut primary = primary(3);
+    let found = Diverged {
+        term: TERM,
+        position: Position::new(2),
+        what: Sentence::new("the registers differ"),
+    };
+    let census = Census {
+        term: TERM,
+        first: 0,
+        is_last: true,
+        hashes: vec![7],
+    };
+    primary.handle_diverged(ms(1010), &found).unwrap();
+    primary.handle_census(ms(1010), &census).unwrap();
+    primary
+}
+
+#[test]
+fn a_backup_that_has_diverged_may_ack_nothing_before_the_delta_that_heals_it() {
+    let mut primary = primary_of_a_diverged_backup();
+    let diverged = Err(AckFault::Diverged(LogOffset::new(3)));
+    assert_eq!(primary.handle_ack(ms(1011), &ack(3, 0, 0)), diverged);
+    assert_eq!(primary.poll_heal().unwrap().hashes, [7]);
+    assert_eq!(primary.handle_ack(ms(1011), &ack(3, 0, 0)), diverged);
+    assert_eq!(primary.gate().acked, LogOffset::ZERO);
+    assert!(!primary.may_be_acked());
+
+    primary.append(Position::new(3), false, Input::Heal);
+    primary.handle_treated();
+    assert!(primary.may_be_acked());
+    primary.handle_ack(ms(1012), &ack(4, 0, 0)).unwrap();
+    assert_eq!(primary.gate().acked, LogOffset::new(4));
+}
+
+#[test]
+fn a_backup_that_is_not_healed_in_time_is_given_up() {
+    let mut primary = primary_of_a_diverged_backup();
+    let late = ms(1010) + HEAL_MAX;
+    // It lives, and says so.
+    primary.handle_ack(late, &ack(0, 0, 0)).unwrap();
+    assert_eq!(primary.handle_timeout(late), Some(PeerLost::Unhealed(HEAL_MAX)));
+}
+
+#[test]
+fn a_backup_that_was_healed_has_all_the_time_again() {
+    let mut primary = primary_of_a_diverged_backup();
+    primary.poll_heal().unwrap();
+    primary.append(Position::new(3), false, Input::Heal);
+    primary.handle_treated();
+    let late = ms(1010) + HEAL_MAX;
+    primary.handle_ack(late, &ack(4, 0, 0)).unwrap();
+    assert_eq!(primary.handle_timeout(late), None);
 }

@@ -33,6 +33,17 @@ fn a_backup_that_has_not_replayed_its_log_claims_nothing() {
 }
 
 #[test]
+fn a_backup_that_has_diverged_claims_only_if_its_log_heals_it() {
+    let mut takeover = takeover();
+    takeover.handle_diverged();
+    takeover.handle_replayed();
+    assert_eq!(takeover.poll_deed(ms(5000)), None);
+    assert_eq!(takeover.next_timeout(), Instant::FOREVER);
+    takeover.handle_healed();
+    assert_eq!(takeover.poll_deed(ms(5000)), Some(CLAIM));
+}
+
+#[test]
 fn a_backup_that_won_lives_only_when_the_lease_is_over() {
     let mut takeover = takeover();
     takeover.handle_replayed();

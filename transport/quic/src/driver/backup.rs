@@ -110,17 +110,19 @@ impl Driver<'_> {
         }
     }
 
-    /// One ack for all that came since the last one.
+    /// One ack for all that came since the last one; of a backup that has diverged what there is to say of that.
     async fn send_acks(&self, acks: &mut MessageWriter) -> Ending {
         loop {
             self.shared.news.answer().await;
-            let ack = match self.shared.with(Backup::poll_ack) {
-                Ok(Some(ack)) => ack,
-                Ok(None) => continue,
-                Err(gone) => return over(gone),
-            };
-            if let Err(fault) = acks.write(&Message::Ack(ack)).await {
-                return broken(&self.connection)(fault);
+            loop {
+                let word = match self.shared.with(next_word) {
+                    Ok(Some(word)) => word,
+                    Ok(None) => break,
+                    Err(gone) => return over(gone),
+                };
+                if let Err(fault) = acks.write(&word).await {
+                    return broken(&self.connection)(fault);
+                }
             }
         }
     }
@@ -170,6 +172,12 @@ impl Driver<'_> {
             }
         }
     }
+}
+
+fn next_word(backup: &mut Backup) -> Option<Message> {
+    backup
+        .poll_confession()
+        .or_else(|| backup.poll_ack().map(Message::Ack))
 }
 
 fn take_pieces(backup: &mut Backup, pieces: &mut [Bytes]) -> Result<LogOffset, LogFault> {

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use lockstep_protocol::{Heartbeat, Message, Primary};
+use lockstep_protocol::{Census, DivergenceFault, Heartbeat, Message, Primary};
 use quinn::{Connection, SendStream};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -99,6 +99,19 @@ impl Driver<'_> {
         loop {
             let ack = match acks.next().await {
                 Ok(Message::Ack(ack)) => ack,
+                Ok(Message::Diverged(found)) => {
+                    if let Err(fault) = self.shared.lock().handle_diverged(clock::now(), &found) {
+                        return misbehaved(fault.to_string());
+                    }
+                    self.events.borrow_mut().diverged(&found);
+                    continue;
+                }
+                Ok(Message::Census(census)) => {
+                    if let Err(fault) = self.take_census(&census) {
+                        return misbehaved(fault.to_string());
+                    }
+                    continue;
+                }
                 Ok(_) => return misbehaved("an unexpected message on the ack stream"),
                 Err(fault) => return broken(&self.connection)(fault),
             };
@@ -116,6 +129,17 @@ impl Driver<'_> {
                 self.shared.make_room();
             }
         }
+    }
+
+    fn take_census(&self, census: &Census) -> Result<(), DivergenceFault> {
+        let mut primary = self.shared.lock();
+        primary.handle_census(clock::now(), census)?;
+        let is_due = primary.wants_heal();
+        drop(primary);
+        if is_due {
+            self.events.borrow_mut().heal_due();
+        }
+        Ok(())
     }
 
     /// Echoes renew the lease.

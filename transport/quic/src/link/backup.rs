@@ -107,6 +107,34 @@ impl BackupLink {
         }
     }
 
+    /// Our VM is not the primary's any more: the primary hears of it, and nothing is acked or claimed until `healed`.
+    pub fn diverged(&self, position: Position, what: &str) {
+        match &mut *self.shared.lock() {
+            Intake::Session { backup, .. } => backup.diverge(position, what),
+            Intake::Over { takeover, .. } => takeover.handle_diverged(),
+            Intake::HandedOver => {}
+        }
+        self.shared.news.ring();
+    }
+
+    /// What the pages of our VM come to, that has diverged.
+    pub fn counted(&self, hashes: &[u64]) {
+        if let Intake::Session { backup, .. } = &mut *self.shared.lock() {
+            backup.count(hashes);
+        }
+        self.shared.news.ring();
+    }
+
+    /// A delta made our VM the primary's again.
+    pub fn healed(&self) {
+        match &mut *self.shared.lock() {
+            Intake::Session { backup, .. } => backup.heal(),
+            Intake::Over { takeover, .. } => takeover.handle_healed(),
+            Intake::HandedOver => {}
+        }
+        self.shared.news.ring();
+    }
+
     /// Every record before this was received.
     pub fn received(&self) -> LogOffset {
         match &*self.shared.lock() {

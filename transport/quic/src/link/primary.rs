@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lockstep_protocol::{Claiming, Hello, Instant, LogOffset, Parting, PeerLost, Primary};
+use lockstep_protocol::{Claiming, Diverged, Hello, Instant, LogOffset, Parting, PeerLost, Primary};
 use quinn::Connection;
 
 use super::shared::{Bell, Order, Orders, lock};
@@ -17,6 +17,10 @@ pub trait PrimaryEvents: Send {
     fn acked(&mut self, upto: LogOffset);
     /// Outputs may leave until this moment.
     fn lease(&mut self, until: Instant);
+    /// The backup's machine has diverged: nothing is acked until it is healed.
+    fn diverged(&mut self, _found: &Diverged) {}
+    /// `poll_heal` has something to give.
+    fn heal_due(&mut self) {}
     /// The backup is lost. Nothing more is reported after this.
     fn peer_lost(&mut self, why: PeerLost);
 }

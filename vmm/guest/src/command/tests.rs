@@ -23,7 +23,7 @@ fn db() -> Db {
         free: || usize::MAX,
         reserve: 0,
     };
-    Db::new(Store::new(), Log::volatile(), memory, Time::from_nanos(1))
+    Db::new(Store::new(), Log::volatile(), memory, Time::from_nanos(1), || 7)
 }
 
 /// Says a line, answers the reply with its line ends shown as `|`.
@@ -83,6 +83,8 @@ fn numbers_count_and_overflow() {
         ("set m 9223372036854775807", "+OK|"),
         ("incr m", "-ERR increment or decrement would overflow|"),
         ("incrby n 1.5", "-ERR value is not an integer or out of range|"),
+        ("tsc t", "$1|7|"),
+        ("incr t", ":8|"),
         ("decrby n -9223372036854775808", "-ERR decrement would overflow|"),
     ]);
 }

@@ -1,5 +1,6 @@
 //! Commands on values. Called through the table in `commands`.
 
+use alloc::string::String;
 use core::fmt::Write;
 use core::time::Duration;
 
@@ -187,6 +188,20 @@ pub(super) fn getset(call: &mut Call<'_>) -> Result {
         value: call.at(2),
         expires: Time::ZERO,
     });
+    Ok(())
+}
+
+/// `TSC key`: stores what the processor's counter shows, and answers it. For the stories of backups that diverge.
+pub(super) fn tsc(call: &mut Call<'_>) -> Result {
+    let key = checked_key(call.at(1))?;
+    let mut text = String::new();
+    let _ = write!(text, "{}", (call.db.counter)());
+    call.change(&Op::Put {
+        key,
+        value: text.as_bytes(),
+        expires: Time::ZERO,
+    });
+    call.reply.bulk(text.as_bytes());
     Ok(())
 }
 

@@ -91,7 +91,7 @@ impl World {
         };
         World {
             disk,
-            db: Db::new(store, log, memory, Time::ZERO),
+            db: Db::new(store, log, memory, Time::ZERO, || 7),
         }
     }
 

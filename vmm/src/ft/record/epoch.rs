@@ -59,7 +59,7 @@ impl Recorder {
                 self.deltas.stop();
             }
         } else {
-            self.enter_batch(machine, mark, Some(now))?;
+            self.enter_batch(machine, mark, None, Some(now))?;
         }
         let needs = self.sink.end();
         self.order(&mut exit.kicks, needs);

@@ -47,7 +47,7 @@ impl Recorder {
         if self.sink.has_backup() {
             self.send_delta(machine, false, now)?;
         } else {
-            self.enter_batch(machine, false, Some(now))?;
+            self.enter_batch(machine, false, None, Some(now))?;
         }
         self.next_stall = Instant::now() + begun.elapsed() * RUN_SHARE;
         self.lateness.closed(self.clock.now());
@@ -73,7 +73,7 @@ impl Recorder {
         let end = Input::DeltaEnd {
             bytes: &delta.end[..],
         };
-        let inputs: Vec<_> = window::entries(mark, Some(now), batch.inputs()).collect();
+        let inputs: Vec<_> = window::entries(mark, None, Some(now), batch.inputs()).collect();
         let logged: Vec<_> = std::iter::once(end).chain(inputs.iter().cloned()).collect();
         let appended = self.sink.append(position, &logged);
         let entered = appended

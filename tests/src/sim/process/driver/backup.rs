@@ -133,7 +133,13 @@ impl BackupEnd {
             Word::Closed | Word::Refused => {
                 self.lose(env, desk, &PeerLost::Disconnected("it was closed".into()));
             }
-            Word::Hello(_) | Word::Agreed | Word::Log(_) | Word::Read(_) | Word::Ack(_) | Word::State(_) => {}
+            Word::Hello(_)
+            | Word::Agreed
+            | Word::Log(_)
+            | Word::Read(_)
+            | Word::Ack(_)
+            | Word::Sick(_)
+            | Word::State(_) => {}
         }
     }
 
@@ -167,6 +173,9 @@ impl BackupEnd {
         let Intake::Session(backup) = &mut self.intake else {
             return;
         };
+        while let Some(word) = backup.poll_confession() {
+            env.send(self.conn, desk.host, Word::Sick(word));
+        }
         if std::mem::take(&mut self.news)
             && let Some(ack) = backup.poll_ack()
         {
@@ -219,6 +228,30 @@ impl BackupEnd {
         if let Intake::Session(backup) = &mut self.intake {
             backup.handle_executed(upto, position);
         }
+    }
+
+    /// The guest is not the primary's any more.
+    pub(crate) fn diverge(&mut self, env: &mut Env, at: Position, hashes: &[u64]) {
+        match &mut self.intake {
+            Intake::Session(backup) => {
+                env.oracle.strays.strayed(self.conn, backup.received());
+                backup.diverge(at, "it has diverged");
+                backup.count(hashes);
+            }
+            Intake::Over(lost) => lost.takeover.handle_diverged(),
+            Intake::HandedOver => {}
+        }
+    }
+
+    /// A delta made it the primary's again.
+    pub(crate) fn heal(&mut self, env: &mut Env) {
+        env.oracle.strays.healed(self.conn);
+        match &mut self.intake {
+            Intake::Session(backup) => backup.heal(),
+            Intake::Over(lost) => lost.takeover.handle_healed(),
+            Intake::HandedOver => {}
+        }
+        self.news = true;
     }
 
     /// Was reading paused, and can it go on now?

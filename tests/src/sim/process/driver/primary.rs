@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use lockstep_protocol::ids::LogOffset;
+use lockstep_protocol::message::Message;
 use lockstep_protocol::primary::Primary;
 use lockstep_protocol::session::PeerLost;
 
@@ -111,6 +112,9 @@ impl PrimaryEnd {
                     env.accuse("I1", desk.host, &fault);
                     self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
+                if let Err(sentence) = env.oracle.strays.acked(self.conn, self.machine.acked()) {
+                    env.accuse("I16", desk.host, &sentence);
+                }
             }
             Word::Beat(beat) => match self.machine.handle_heartbeat(now, beat) {
                 Ok(()) => return true,
@@ -119,6 +123,17 @@ impl PrimaryEnd {
                     self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
                 }
             },
+            Word::Sick(message) => {
+                let heard = match message {
+                    Message::Diverged(found) => self.machine.handle_diverged(now, found),
+                    Message::Census(census) => self.machine.handle_census(now, census),
+                    _ => Ok(()),
+                };
+                if let Err(fault) = heard {
+                    env.accuse("I16", desk.host, &fault);
+                    self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
+                }
+            }
             Word::Read(bytes) => {
                 self.unread = self.unread.saturating_sub(*bytes);
                 self.rung = true;

@@ -1,0 +1,81 @@
+//! Who knocks at the door of a host that runs its VM without a backup.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lockstep_protocol::{Digest, Hello, LogOffset, NodeName, Role, Term, Timing};
+use lockstep_quic::dates::Validity;
+use lockstep_quic::identity::Identity;
+use lockstep_quic::state::{StateConfig, StateDoor, StateReceiver};
+
+/// Less than a stranger is given, and plenty for a spare.
+const SOON: Duration = Duration::from_secs(3);
+
+fn identity(node: &str) -> Identity {
+    let pems = Identity::generate(node, Validity::years(1)).unwrap();
+    Identity::from_pems(node, &pems).unwrap()
+}
+
+fn config(node: &str, role: Role, ours: &Identity, other: &Identity, address: SocketAddr) -> StateConfig {
+    let hello = Hello {
+        version: lockstep_protocol::limits::PROTOCOL_VERSION,
+        release: "0.1.0".into(),
+        node: NodeName::new(node).unwrap(),
+        role,
+        term: Term::new(1),
+        start: LogOffset::ZERO,
+        config: Digest::new([1; 32]),
+        template: Digest::new([2; 32]),
+        devices: Digest::new([3; 32]),
+        image: None,
+        timing: Timing {
+            heartbeat: Duration::from_millis(20),
+            timeout: Duration::from_secs(2),
+            lease: Duration::from_secs(1),
+        },
+    };
+    StateConfig {
+        address,
+        identity: ours.clone(),
+        peers: vec![other.as_peer()],
+        hello,
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.local_addr().unwrap()
+}
+
+/// Says the first word of a handshake to `door`, and nothing more.
+fn stall_at(door: SocketAddr, stranger: StateConfig) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || StateReceiver::dial(&StateConfig { address, ..stranger }).map(drop));
+    let mut word = [0; 65_536];
+    let length = socket.recv(&mut word).unwrap();
+    socket.send_to(&word[..length], door).unwrap();
+    socket
+}
+
+#[test]
+fn a_stranger_that_stalls_in_its_handshake_keeps_no_spare_waiting() {
+    let (host, spare) = (identity("a"), identity("b"));
+    let address = free_address();
+    let door = StateDoor::open(config("a", Role::Primary, &host, &spare, address)).unwrap();
+    let knocking = config("b", Role::Backup, &spare, &host, address);
+    let _stranger = stall_at(address, knocking.clone());
+
+    let begin = Instant::now();
+    let taken_in = thread::spawn(move || {
+        std::iter::repeat_with(|| StateReceiver::dial(&knocking))
+            .take_while(|_| begin.elapsed() < SOON)
+            .find_map(Result::ok)
+            .is_some()
+    });
+    let admitted = door.admit(SOON).unwrap();
+    assert_eq!(admitted.peer().node, NodeName::new("b").unwrap());
+    assert!(taken_in.join().unwrap());
+}
