@@ -41,6 +41,9 @@ pub struct DemoArgs {
     /// How the hosts have the guest's disk
     #[arg(long, value_enum, default_value_t = Disk::Shared)]
     pub disk: Disk,
+    /// How many vCPUs the VM has; several run in epochs, each of which goes to the backup as a delta
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub vcpus: u8,
     /// In the end stop the survivor, boot the guest anew from its disk alone, and read every key back once more
     #[arg(long)]
     pub boot_again: bool,
@@ -84,6 +87,9 @@ pub struct BenchArgs {
     /// How the hosts have the guest's disk
     #[arg(long, value_enum, default_value_t = Disk::Shared)]
     pub disk: Disk,
+    /// How many vCPUs the VM has
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub vcpus: u8,
     /// How often unprotected and protected take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,

@@ -72,6 +72,7 @@ pub(crate) async fn run(args: &BenchArgs, progress: &mut Progress) -> anyhow::Re
             let wish = Wish {
                 arbiter: Arbiter::File,
                 disk: args.disk,
+                vcpus: args.vcpus,
                 relay: false,
                 keep: dir,
                 verbose: args.verbose,

@@ -102,6 +102,7 @@ async fn live(wish: &Wish, seed: u64, faults: u32, network: Network) -> anyhow::
     let wanted = world::Wish {
         arbiter,
         disk,
+        vcpus: 1,
         relay: true,
         keep: Some(dir.clone()),
         verbose: false,

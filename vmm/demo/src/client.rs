@@ -16,14 +16,12 @@ use std::time::Duration;
 use self::command::Command;
 use self::resp::{Connection, Reply};
 
-/// Whether the server at `address` answers a PING now.
-pub(crate) async fn answers(address: SocketAddr) -> bool {
-    let asked = tokio::time::timeout(PING_TIME, async {
+/// Whether the server at `address` answers a PING now, within so long.
+pub(crate) async fn answers(address: SocketAddr, patience: Duration) -> bool {
+    let asked = tokio::time::timeout(patience, async {
         let mut connection = Connection::open(address).await?;
         connection.ask(&[Command::Ping.words()]).await?;
         connection.reply().await
     });
     matches!(asked.await, Ok(Ok(Reply::Simple(word))) if word == b"PONG")
 }
-
-const PING_TIME: Duration = Duration::from_millis(500);

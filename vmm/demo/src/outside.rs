@@ -19,7 +19,7 @@ use crate::client::resp::{Connection, Reply};
 
 /// Whether the server at `address` answers a PING now.
 pub fn answers(address: SocketAddr) -> anyhow::Result<bool> {
-    block_on(async { Ok(client::answers(address).await) })
+    block_on(async { Ok(client::answers(address, PING_TIME).await) })
 }
 
 /// Tells a redis-server to end; its answer is the end of the connection.
@@ -186,5 +186,7 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     LocalSet::new().block_on(&runtime, work)
 }
 
+/// A guest on an emulated host takes its time for three round trips.
+const PING_TIME: Duration = Duration::from_secs(2);
 const SHUT_DOWN_TIME: Duration = Duration::from_secs(10);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);

@@ -19,6 +19,7 @@ pub(crate) struct Report {
     clients: u16,
     fault: &'static str,
     disk: &'static str,
+    vcpus: u8,
     /// Replies received.
     acked_ops: u64,
     /// Acknowledged writes that were missing afterwards.
@@ -78,6 +79,7 @@ impl Report {
             clients: args.clients,
             fault: seen.fault.name(),
             disk: args.disk.word(),
+            vcpus: args.vcpus,
             acked_ops: seen.tally.acked,
             lost_ops,
             wrong_replies,

@@ -42,6 +42,7 @@ pub(crate) struct Report {
     unprotected_ms: f64,
     survivor_term: u64,
     disk: &'static str,
+    vcpus: u8,
     /// Acknowledged writes that were missing when the guest was booted from the mirrored image of each host alone.
     lost_after_boot: Option<u64>,
     wrong_after_boot: Option<u64>,
@@ -72,6 +73,7 @@ pub(crate) async fn tell(args: &DemoArgs, count: u16, progress: &mut Progress) -
     let wish = Wish {
         arbiter: args.arbiter,
         disk: args.disk,
+        vcpus: args.vcpus,
         relay: false,
         keep: args.keep.clone(),
         verbose: args.verbose,
@@ -123,6 +125,7 @@ pub(crate) async fn tell(args: &DemoArgs, count: u16, progress: &mut Progress) -
         survivor_term: rounds.last().map_or(0, |round| round.term),
         rounds,
         disk: args.disk.word(),
+        vcpus: args.vcpus,
         lost_after_boot: booted.map(|losses| losses.lost),
         wrong_after_boot: booted.map(|losses| losses.wrong),
         stories: judge.tally.stories,

@@ -124,6 +124,7 @@ fn wish(args: &DemoArgs, fault: Fault) -> Wish {
     Wish {
         arbiter: args.arbiter,
         disk: args.disk,
+        vcpus: args.vcpus,
         relay: fault == Fault::Cut,
         keep: args.keep.clone(),
         verbose: args.verbose,

@@ -31,6 +31,8 @@ pub(crate) struct Wish {
     pub(crate) arbiter: Arbiter,
     /// How the hosts have the guest's disk.
     pub(crate) disk: Disk,
+    /// How many vCPUs the VM has.
+    pub(crate) vcpus: u8,
     /// Whether the wire between the hosts goes through a relay that can drop everything.
     pub(crate) relay: bool,
     /// Where to leave everything, or nowhere.
@@ -68,6 +70,7 @@ impl World {
             arbiter: wish.arbiter,
             wire,
             disk: wish.disk,
+            vcpus: wish.vcpus,
         };
         let output = if wish.verbose {
             Output::Show
@@ -162,7 +165,7 @@ impl World {
                 .status()
                 .await
                 .is_some_and(|status| status.is_ready(wanted));
-            if plugged && ready && crate::client::answers(config::GUEST).await {
+            if plugged && ready && crate::client::answers(config::GUEST, PING_TIME).await {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -299,5 +302,7 @@ fn make_disk(path: &Path) -> anyhow::Result<()> {
 }
 
 /// How long hosts may take to bring the guest up.
+/// How long the guest may take for one PING.
+const PING_TIME: Duration = Duration::from_millis(500);
 const START_TIME: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

@@ -97,6 +97,17 @@ fn a_value_out_of_range_is_refused_with_line_key_and_range() {
 }
 
 #[test]
+fn more_vcpus_than_a_vm_can_have_are_refused_and_their_number_must_be_equal_on_both_hosts() {
+    assert_eq!(
+        refusal("memory_mib = 64", "vcpus = 9\nmemory_mib = 64"),
+        "/etc/lockstep/vm.toml:5: `vm.vcpus`: must be from 1 to 8"
+    );
+    let two = parse(&GOOD.replace("memory_mib", "vcpus = 2\nmemory_mib")).unwrap();
+    assert_eq!(two.vm.vcpus.get(), 2);
+    assert_ne!(two.digest(), parse(GOOD).unwrap().digest());
+}
+
+#[test]
 fn a_lease_that_outlives_the_timeout_is_refused() {
     let error = refusal("[arbiter]", "[pair]\nlease_ms = 120\n[arbiter]");
     assert!(

@@ -12,16 +12,22 @@ const SHORTEST: Duration = Duration::from_micros(500);
 const QUIET: Duration = Duration::from_millis(100);
 /// And so long at most: what has been written by then is sent while an input waits, should one come.
 const LONGEST: Duration = Duration::from_millis(400);
-/// Where somebody waits, the guest runs at least as long as it stood still: it keeps half of its processors.
-const RUN_SHARE: u32 = 1;
-/// Where nobody waits, it keeps nine tenths.
+/// Where nobody waits, the guest keeps nine tenths of its processors.
 const QUIET_SHARE: u32 = 9;
+/// Where somebody waits it keeps half of them, but by that it is given ahead: after a quiet time, a few round trips need no
+/// more than their deltas.
+const CREDIT: Duration = Duration::from_millis(400);
 
 /// The lengths of the epochs of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// How long the vCPUs stood still before the epoch that is under way.
     stood_still: Duration,
+    /// How much longer they have run than stood still.
+    ahead: Duration,
+    /// How much longer they have stood still than run.
+    behind: Duration,
+    began_at: Option<Instant>,
     ended_at: Option<Instant>,
 }
 
@@ -30,10 +36,18 @@ impl Pace {
     pub fn begin(&mut self, now: Instant) {
         let since = self.ended_at.take().map(|at| now.saturating_duration_since(at));
         self.stood_still = since.unwrap_or_default();
+        let debt = self.behind + self.stood_still;
+        self.behind = debt.saturating_sub(self.ahead).min(LONGEST);
+        self.ahead = self.ahead.saturating_sub(debt);
+        self.began_at = Some(now);
     }
 
     /// They are to stop.
     pub fn end(&mut self, now: Instant) {
+        let since = self.began_at.take().map(|at| now.saturating_duration_since(at));
+        let credit = self.ahead + since.unwrap_or_default();
+        self.ahead = credit.saturating_sub(self.behind).min(CREDIT);
+        self.behind = self.behind.saturating_sub(credit);
         self.ended_at = Some(now);
     }
 
@@ -41,7 +55,7 @@ impl Pace {
     #[must_use]
     pub fn left(&self, lasted: Duration, is_wanted: bool) -> Duration {
         let whole = if is_wanted {
-            (self.stood_still * RUN_SHARE).clamp(SHORTEST, LONGEST)
+            self.behind.max(SHORTEST)
         } else {
             (self.stood_still * QUIET_SHARE).clamp(QUIET, LONGEST)
         };
@@ -55,30 +69,48 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn after(stood_still: Duration) -> Pace {
+    /// After epochs that lasted for the first and were followed by a standstill of the second.
+    fn after(epochs: &[(Duration, Duration)]) -> Pace {
         let mut pace = Pace::default();
-        let ended = Instant::now();
-        pace.end(ended);
-        pace.begin(ended + stood_still);
+        let mut now = Instant::now();
+        pace.begin(now);
+        for (lasted, stood_still) in epochs {
+            now += *lasted;
+            pace.end(now);
+            now += *stood_still;
+            pace.begin(now);
+        }
         pace
     }
 
     #[test]
-    fn whoever_waits_waits_as_long_as_the_guest_stood_still_and_no_longer() {
-        let pace = after(7 * MS);
-        assert_eq!(pace.left(2 * MS, true), 5 * MS);
-        assert_eq!(pace.left(9 * MS, true), Duration::ZERO);
+    fn a_guest_whose_clients_never_rest_keeps_half_of_its_processors() {
+        let pace = after(&[(MS, 30 * MS), (29 * MS, 30 * MS)]);
+        assert_eq!(pace.left(Duration::ZERO, true), 30 * MS);
+        assert_eq!(pace.left(29 * MS, true), MS);
+        assert_eq!(pace.left(31 * MS, true), Duration::ZERO);
+    }
+
+    #[test]
+    fn after_a_quiet_time_a_client_waits_for_deltas_alone() {
+        let quiet = (200 * MS, 30 * MS);
+        let pace = after(&[quiet, (MS, 30 * MS), (MS, 30 * MS)]);
+        assert_eq!(pace.left(Duration::ZERO, true), SHORTEST);
+        let pace = after(&[quiet, (MS, 90 * MS), (MS, 90 * MS)]);
+        assert_eq!(pace.left(Duration::ZERO, true), 8 * MS);
     }
 
     #[test]
     fn the_dearer_a_delta_is_the_longer_is_an_epoch_in_which_nobody_waits() {
-        assert_eq!(after(MS).left(Duration::ZERO, false), QUIET);
-        assert_eq!(after(30 * MS).left(Duration::ZERO, false), 270 * MS);
-        assert_eq!(after(300 * MS).left(Duration::ZERO, false), LONGEST);
+        let left = |stood_still| after(&[(MS, stood_still)]).left(Duration::ZERO, false);
+        assert_eq!(left(MS), QUIET);
+        assert_eq!(left(30 * MS), 270 * MS);
+        assert_eq!(left(300 * MS), LONGEST);
     }
 
     #[test]
     fn a_host_that_stood_still_for_seconds_makes_no_epoch_of_seconds() {
-        assert_eq!(after(5000 * MS).left(Duration::ZERO, true), LONGEST);
+        let pace = after(&[(MS, 5000 * MS)]);
+        assert_eq!(pace.left(Duration::ZERO, true), LONGEST);
     }
 }

@@ -7,6 +7,7 @@ use super::{Bus, Stop, Vcpu, VcpuError, watchdog};
 use nix::sys::pthread::pthread_kill;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub enum Ended {
 struct Gate<E> {
     turn: Mutex<Turn<E>>,
     changed: Condvar,
+    /// There will be no other epoch, and the one that is under way is over.
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -57,8 +60,6 @@ struct Turn<E> {
     /// Threads that have not come back from it.
     running: usize,
     ended: Option<Ended>,
-    /// There will be no other.
-    closed: bool,
 }
 
 impl<E: Epoch> Cores<E>
@@ -76,9 +77,9 @@ where
                     epoch: None,
                     running: 0,
                     ended: None,
-                    closed: false,
                 }),
                 changed: Condvar::new(),
+                closed: AtomicBool::new(false),
             }),
             threads: Vec::new(),
         }
@@ -112,10 +113,11 @@ where
     fn gather(&self) -> Option<Ended> {
         let mut turn = lock(&self.gate.turn);
         while turn.running > 0 {
-            for thread in &self.threads {
-                // A thread that is back already ignores it.
-                let _ = pthread_kill(thread.as_pthread_t(), watchdog::STOP_SIGNAL);
-            }
+            assert!(
+                !self.threads.iter().any(JoinHandle::is_finished),
+                "the thread of a vCPU has panicked, as was reported"
+            );
+            self.threads.iter().for_each(interrupt);
             let waited = self.gate.changed.wait_timeout(turn, SIGNAL_AGAIN);
             (turn, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
@@ -136,10 +138,18 @@ where
 
 impl<E> Drop for Cores<E> {
     fn drop(&mut self) {
-        lock(&self.gate.turn).closed = true;
+        // Under the lock: whoever is about to wait has seen it, or is woken.
+        let turn = lock(&self.gate.turn);
+        self.gate.closed.store(true, Ordering::Release);
+        drop(turn);
         self.gate.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // It stands at the gate, and a panic of it has been reported.
+            // It stands at the gate, unless this host fails in the middle of an epoch.
+            while !thread.is_finished() {
+                interrupt(&thread);
+                thread::sleep(SIGNAL_AGAIN);
+            }
+            // A panic of it has been reported.
             let _ = thread.join();
         }
     }
@@ -154,7 +164,7 @@ where
         let mut done = 0;
         while let Some((number, epoch)) = self.next(done) {
             done = number;
-            let ended = run_freely(&mut lock(vcpu), &epoch);
+            let ended = self.run_freely(&mut lock(vcpu), &epoch);
             drop(epoch);
             let mut turn = lock(&self.turn);
             turn.running -= 1;
@@ -168,7 +178,7 @@ where
     fn next(&self, done: u64) -> Option<(u64, Arc<E>)> {
         let mut turn = lock(&self.turn);
         loop {
-            if turn.closed {
+            if self.is_closed() {
                 return None;
             }
             if turn.number > done
@@ -179,19 +189,25 @@ where
             turn = self.changed.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Runs one vCPU until the epoch is over, and leaves it between two instructions.
+    fn run_freely(&self, vcpu: &mut Vcpu, epoch: &Arc<E>) -> Option<Ended> {
+        let mut bus = &**epoch;
+        match vcpu.run_until(&mut bus, || epoch.is_over() || self.is_closed()) {
+            Ok(Stop::Stalled) => None,
+            Ok(_) => Some(Ended::Fault { rip: vcpu.rip() }),
+            Err(error) => Some(Ended::Error(error)),
+        }
+    }
 }
 
-/// Runs one vCPU until the epoch is over, and leaves it between two instructions.
-fn run_freely<E: Epoch>(vcpu: &mut Vcpu, epoch: &Arc<E>) -> Option<Ended>
-where
-    for<'a> &'a E: Bus,
-{
-    let mut bus = &**epoch;
-    match vcpu.run_until(&mut bus, || epoch.is_over()) {
-        Ok(Stop::Stalled) => None,
-        Ok(_) => Some(Ended::Fault { rip: vcpu.rip() }),
-        Err(error) => Some(Ended::Error(error)),
-    }
+/// Ends a vCPU's KVM_RUN. A thread that is back already ignores it.
+fn interrupt(thread: &JoinHandle<()>) {
+    let _ = pthread_kill(thread.as_pthread_t(), watchdog::STOP_SIGNAL);
 }
 
 /// Nothing is left half done under these locks.

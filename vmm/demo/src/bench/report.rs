@@ -14,6 +14,7 @@ pub(crate) struct Report {
     clients: u16,
     pipeline: u16,
     disk: &'static str,
+    vcpus: u8,
     unprotected: Numbers,
     protected: Numbers,
     /// Protected over unprotected.
@@ -176,6 +177,7 @@ impl Report {
             clients: args.clients,
             pipeline: args.pipeline,
             disk: args.disk.word(),
+            vcpus: args.vcpus,
             ratio: Numbers::ratio(&protected, &alone),
             unprotected: alone.rounded(),
             protected: protected.rounded(),

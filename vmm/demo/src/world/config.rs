@@ -37,6 +37,7 @@ pub(crate) struct Layout {
     pub(crate) arbiter: Arbiter,
     pub(crate) wire: Wire,
     pub(crate) disk: Disk,
+    pub(crate) vcpus: u8,
 }
 
 impl Layout {
@@ -101,6 +102,8 @@ impl Layout {
 
     fn toml_by(&self, arbiter: Arbiter, dir: &str) -> String {
         let mut text = String::from(VM);
+        push(&mut text, format_args!("vcpus = {}\n", self.vcpus));
+        text.push_str(NET);
         push(
             &mut text,
             format_args!("[vm.disk]\nmode = \"{}\"\n\n", self.disk.word()),
@@ -204,6 +207,7 @@ name = "demo"
 guest = "micro"
 memory_mib = 64
 cmdline = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379"
-[vm.net]
+"#;
+const NET: &str = r#"[vm.net]
 mac = "52:54:00:4c:53:01"
 "#;
