@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lockstep_tests::network::{self, GUEST};
 use lockstep_tests::pair::{Node, Pair, plug};
-use lockstep_tests::qemu::processes::eventually;
+use lockstep_tests::qemu::processes::{Process, eventually};
 use lockstep_tests::redis::cli;
 use serde_json::Value;
 
@@ -112,17 +112,18 @@ fn a_backup_that_finds_out_too_late_does_not_go_on_when_its_primary_dies() {
             fs::write(&config, text.replace("memory_mib = 64", "memory_mib = 1024")).unwrap();
             let (mut a, mut b) = start_with(&pair, &config, &["--flip-bit", "register@1000"]);
             let guest = [GUEST.ip().to_string(), GUEST.port().to_string()];
-            let mut talk = Command::new("timeout")
-                .args(["60", "redis-cli", "-h", &guest[0], "-p", &guest[1]])
-                .args(["-r", "-1", "INCR", "counter"])
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
+            let talk = Process::start(
+                Command::new("redis-cli")
+                    .args(["-h", &guest[0], "-p", &guest[1]])
+                    .args(["-r", "-1", "INCR", "counter"])
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null()),
+            )
+            .unwrap();
 
             b.wait_until_logged("has diverged").unwrap();
             a.kill();
-            talk.kill().unwrap();
-            talk.wait().unwrap();
+            drop(talk);
 
             let (code, words) = b.wait_for_end().unwrap();
             assert_eq!(code, Some(1), "{words}");

@@ -9,6 +9,7 @@ mod delta;
 mod digest;
 mod epoch;
 mod exit;
+mod guest;
 mod made;
 mod paging;
 mod parts;
@@ -22,6 +23,7 @@ mod window;
 pub use delta::DeltaError;
 pub use digest::MachineDigest;
 pub use exit::{End, Exit, IdleLimit, Kick};
+pub use guest::Guest;
 pub(crate) use parts::Parts;
 pub use room::ReceiveRoom;
 pub use transfer::{CaptureError, RestoreError};
@@ -35,6 +37,7 @@ use crate::memory::GuestRam;
 use crate::vcpu::{Pulse, Stop, VcpuCount, VcpuError};
 use crate::virtio::mmio::MmioDevice;
 use crate::{boot, chips, kvm, memory};
+use guest::Bootable;
 use kvm_ioctls::VmFd;
 use lockstep_protocol::ids::{DeviceId, GuestTime, Position};
 use made::Made;
@@ -56,33 +59,6 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Its devices, in the order of their windows.
     pub devices: Vec<MmioDevice>,
-}
-
-/// What a machine boots.
-#[derive(Clone, Debug)]
-pub enum Guest {
-    /// The micro guest, an ELF file.
-    Micro(&'static [u8]),
-    /// Stock Linux: a vmlinux or bzImage, and its initial file system, which may be empty.
-    Linux {
-        /// The kernel.
-        kernel: Arc<[u8]>,
-        /// The archive that it unpacks into its first root.
-        initrd: Arc<[u8]>,
-    },
-}
-
-impl Guest {
-    /// With a kernel that can be placed as it is.
-    fn prepared(self, vcpus: VcpuCount) -> Result<Self, boot::linux::LinuxError> {
-        Ok(match self {
-            Self::Micro(image) => Self::Micro(image),
-            Self::Linux { kernel, initrd } => Self::Linux {
-                kernel: boot::linux::prepare(&kernel, vcpus)?.into(),
-                initrd,
-            },
-        })
-    }
 }
 
 /// Why a machine could not be built.
@@ -116,8 +92,8 @@ pub struct Machine {
     template: [u8; 16],
     /// Set while written pages are tracked.
     tracked: Arc<AtomicBool>,
-    /// What a guest that restarts boots again, prepared.
-    guest: Guest,
+    /// What a guest that restarts boots again.
+    guest: Bootable,
     pulse: Arc<Pulse>,
     count: VcpuCount,
 }
@@ -164,10 +140,11 @@ impl Machine {
     /// When the host has no memory or KVM for it, or the guest image is bad.
     pub fn build(spec: MachineSpec) -> Result<Self, BuildError> {
         let memory = Arc::new(memory::create(spec.memory_mib)?);
-        let guest = spec.guest.prepared(spec.vcpus)?;
+        let mut guest = Bootable::later(spec.guest);
         let pulse = Arc::default();
         let devices = spec.devices.len();
-        let up = PoweredUp::new(&guest, &memory, &spec.cmdline, devices, spec.vcpus, &pulse)?;
+        let boots = guest.prepared(spec.vcpus)?;
+        let up = PoweredUp::new(boots, &memory, &spec.cmdline, devices, spec.vcpus, &pulse)?;
         let parts = Parts {
             memory,
             board: up.board,

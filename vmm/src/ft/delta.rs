@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How often what was written is looked at in a window and forgotten. Each time, the guest's next write to each page costs an
 /// exit inside KVM; the longer the time, the larger is the first delta of a stall, and the later is a divergence found.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A look comes this many times what the last one took later at the earliest: on a slow host, too, the guest stands still for a
+/// fiftieth of its time at most.
+const LOOK_SHARE: u32 = 50;
 /// So many bytes of pages make a record.
 const PIECE_BYTES: usize = 256 << 10;
 /// What is sent for a page is never longer than the page and its head.
@@ -75,7 +78,8 @@ impl DeltaCounts {
 #[derive(Debug, Default)]
 pub struct DeltaMaker {
     writes: Option<WriteTracker>,
-    looked_at: Option<Instant>,
+    /// Before this, what was written is not looked at.
+    look_at: Option<Instant>,
 }
 
 impl DeltaMaker {
@@ -90,17 +94,23 @@ impl DeltaMaker {
             _ if machine.restarts() => self.stop(),
             None => {
                 self.writes = Some(machine.track_writes()?);
-                self.looked_at = Some(Instant::now());
+                self.looked(Duration::ZERO);
             }
             // Several vCPUs are never recomputed: nothing is forgotten but by a delta.
             Some(_) if machine.is_several() => {}
-            Some(writes) if equal && self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) => {
-                self.looked_at = Some(Instant::now());
-                return writes.take().map(Some);
+            Some(writes) if equal && self.look_at.is_none_or(|at| Instant::now() >= at) => {
+                let written = writes.take()?;
+                self.looked(Duration::ZERO);
+                return Ok(Some(written));
             }
             Some(_) => {}
         }
         Ok(None)
+    }
+
+    /// What was written was looked at, for which the guest stood still for so long.
+    pub fn looked(&mut self, took: Duration) {
+        self.look_at = Some(Instant::now() + LOOK_EVERY.max(took * LOOK_SHARE));
     }
 
     /// There is no backup any more.

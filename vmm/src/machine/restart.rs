@@ -28,7 +28,8 @@ impl Machine {
         memory::clear(&parts.memory)?;
         let cleared = start.elapsed();
         let devices = parts.devices.len();
-        let (guest, cmdline, count) = (&self.guest, &parts.cmdline, self.count);
+        let (cmdline, count) = (&parts.cmdline, self.count);
+        let guest = self.guest.prepared(count)?;
         let up = PoweredUp::new(guest, &parts.memory, cmdline, devices, count, &self.pulse)?;
         (self.vcpus, self.vm, self.hook) = (up.vcpus, Arc::new(up.vm), None);
         (parts.board, parts.seed) = (up.board, up.seed);

@@ -3,6 +3,7 @@
 //! Whoever builds a new backup or writes a snapshot calls [`Machine::capture`]; the other side calls
 //! [`Machine::restore`] and fills the memory before the first step. Nothing here runs the guest.
 
+use super::guest::Bootable;
 use super::made::Made;
 use super::vcpus::{SeveralError, Vcpus, VcpusState};
 use super::{Exit, Guest, Machine, MachineSpec, Parts};
@@ -198,7 +199,7 @@ impl Machine {
             parts,
             hook: state.hook,
             template,
-            guest: spec.guest,
+            guest: Bootable::later(spec.guest),
             tracked: Arc::new(AtomicBool::new(false)),
             pulse,
         })

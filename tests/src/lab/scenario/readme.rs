@@ -63,16 +63,12 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     report.figure("wrong_replies", "Wrong replies", seen.wrong + losses.wrong);
     report.figure("broken_connections", "Broken connections", seen.broken);
     report.figure("outage_ms", "Outage, ms", ms(seen.longest_gap));
-    let has = |text: &str, key: &str, word: &str| {
-        text.lines()
-            .any(|line| line.starts_with(key) && line.split_whitespace().any(|found| found == word))
-    };
     report.must(
-        has(&protected, "role", "backup"),
+        says(&protected, "role", "backup"),
         format!("The guest is not protected: {protected}"),
     );
     report.must(
-        has(&survivor, "role", "alone"),
+        says(&survivor, "role", "alone"),
         format!("Host b does not live alone: {survivor}"),
     );
     report.must(
@@ -81,6 +77,12 @@ pub fn play(order: &Order) -> anyhow::Result<Report> {
     );
     report.must(seen.broken == 0, format!("{} connections broke", seen.broken));
     Ok(report)
+}
+
+/// Whether a status that is made for people has this word in the line of this name.
+fn says(status: &str, name: &str, word: &str) -> bool {
+    let mut lines = status.lines().map(str::split_whitespace);
+    lines.any(|mut words| words.next() == Some(name) && words.any(|found| found == word))
 }
 
 /// Step 1, as far as it is typed on a host: the programs lie there already.
@@ -246,6 +248,14 @@ const BOOT_TIME: Duration = Duration::from_secs(1200);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_is_found_in_a_status_as_people_read_it() {
+        let status = " vm          shop   \n role        backup \n term        1      \n";
+        assert!(says(status, "role", "backup"));
+        assert!(!says(status, "role", "alone"));
+        assert!(!says(status, "backup", "role"));
+    }
 
     #[test]
     fn the_configuration_in_readme_can_be_given_its_other_arbiter() {

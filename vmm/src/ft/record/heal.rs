@@ -26,8 +26,13 @@ impl Recorder {
         written: Option<&[Page]>,
     ) -> Result<Option<Vec<u8>>, WindowError> {
         let is_time = !exit.kicks.is_empty() && self.compared_at.elapsed() >= COMPARE_EVERY;
+        let begun = Instant::now();
         let digest = match written {
-            Some(written) => self.digester.full(machine, written),
+            Some(written) => {
+                let digest = self.digester.full(machine, written);
+                self.deltas.looked(begun.elapsed());
+                digest
+            }
             None if is_time && self.sink.has_equal_backup() => Digester::short(machine),
             None => return Ok(None),
         };
