@@ -6,6 +6,7 @@
 use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
 use bytes::{BufMut, BytesMut};
+use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::little_endian::{U16, U32};
@@ -60,6 +61,9 @@ pub enum BadPages {
     /// A page that this VM does not have.
     #[error("Page {0} of memory is sent, which this VM does not have")]
     Page(u64),
+    /// This host has no memory for it.
+    #[error("This host has no memory left for page {0} of the VM; free some")]
+    NoMemory(u64),
     /// The compressed bytes are no page.
     #[error("Page {0} of memory does not come to a page's length")]
     Length(u64),
@@ -265,9 +269,18 @@ fn put(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<(), Ba
         }
         other => return Err(BadPages::Kind(other)),
     };
-    memory
-        .write_slice(bytes, page.address())
-        .map_err(|_| BadPages::Page(page.get()))
+    write(bytes, page, memory)
+}
+
+/// Writes a page to the file that the memory is made of: through the mapping, a page that nobody touched yet would cost a
+/// fault, and zeros before its bytes.
+fn write(bytes: &[u8], page: Page, memory: &GuestRam) -> Result<(), BadPages> {
+    let region = memory.find_region(page.address());
+    let region = region.ok_or(BadPages::Page(page.get()))?;
+    let place = region.file_offset().expect("guest memory is made of files");
+    let within = page.address().0 - region.start_addr().0;
+    let written = place.file().write_all_at(bytes, place.start() + within);
+    written.map_err(|_| BadPages::NoMemory(page.get()))
 }
 
 #[cfg(test)]
