@@ -7,6 +7,7 @@ use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
 use bytes::{BufMut, BytesMut};
 use std::os::unix::fs::FileExt;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::little_endian::{U16, U32};
@@ -280,7 +281,11 @@ fn write(bytes: &[u8], page: Page, memory: &GuestRam) -> Result<(), BadPages> {
     let place = region.file_offset().expect("guest memory is made of files");
     let within = page.address().0 - region.start_addr().0;
     let written = place.file().write_all_at(bytes, place.start() + within);
-    written.map_err(|_| BadPages::NoMemory(page.get()))
+    written.map_err(|_| BadPages::NoMemory(page.get()))?;
+    // What is written through the mapping is noted by itself.
+    let within = usize::try_from(within).map_err(|_| BadPages::Page(page.get()))?;
+    region.bitmap().mark_dirty(within, bytes.len());
+    Ok(())
 }
 
 #[cfg(test)]
