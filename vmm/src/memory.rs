@@ -44,17 +44,34 @@ pub enum MemoryError {
     },
 }
 
+/// Where a stretch of guest memory lies in the file that it is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where in it.
+    pub at: u64,
+    /// How many bytes follow there without a gap.
+    pub left: u64,
+}
+
+/// The place of what begins at `start`, if there is such memory.
+pub fn place_of(memory: &GuestRam, start: GuestAddress) -> Option<Place<'_>> {
+    let region = memory.find_region(start)?;
+    let within = start.0 - region.start_addr().0;
+    let place = region.file_offset().expect("guest memory is made of files");
+    Some(Place {
+        file: place.file(),
+        at: place.start() + within,
+        left: region.len() - within,
+    })
+}
+
 /// Makes zeros of `bytes` bytes from `start` on by giving the host its pages back; false where it does not take them or
 /// there are none.
 pub fn empty(memory: &GuestRam, start: GuestAddress, bytes: u64) -> bool {
-    let Some(region) = memory.find_region(start) else {
-        return false;
-    };
-    let within = start.0 - region.start_addr().0;
-    let Some(place) = region.file_offset().filter(|_| bytes <= region.len() - within) else {
-        return false;
-    };
-    fallocate(place.file(), HOLE, place.start() + within, bytes).is_ok()
+    let place = place_of(memory, start).filter(|place| bytes <= place.left);
+    place.is_some_and(|place| fallocate(place.file, HOLE, place.at, bytes).is_ok())
 }
 
 const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);

@@ -8,7 +8,7 @@
 //! idles costs the log little: about three bytes a page.
 
 use crate::machine::Machine;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
 use crate::vcpu::VcpuError;
 use std::fmt;
@@ -253,17 +253,13 @@ fn hashes_from(memory: &GuestRam, first: u64, count: u64) -> Vec<u64> {
     let mut bytes = Vec::new();
     let (mut page, end) = (first, first + count);
     while page < end {
-        let address = Page::new(page).address();
-        let region = memory
-            .find_region(address)
+        let place = memory::place_of(memory, Page::new(page).address())
             .expect("only pages of this memory are asked for, and it has no holes");
-        let left = (region.start_addr().0 + region.len() - address.0) / Page::BYTES as u64;
-        let pages = READ_PAGES.min(end - page).min(left);
-        let place = region.file_offset().expect("guest memory is made of files");
+        let pages = READ_PAGES.min(end - page).min(place.left / Page::BYTES as u64);
         bytes.resize(pages as usize * Page::BYTES, 0);
         place
-            .file()
-            .read_exact_at(&mut bytes, place.start() + address.0 - region.start_addr().0)
+            .file
+            .read_exact_at(&mut bytes, place.at)
             .expect("the file is as long as the memory, and sealed");
         hashes.extend(bytes.chunks(Page::BYTES).map(xxh3_64));
         page += pages;

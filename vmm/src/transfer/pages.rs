@@ -276,14 +276,13 @@ fn put(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<(), Ba
 /// Writes a page to the file that the memory is made of: through the mapping, a page that nobody touched yet would cost a
 /// fault, and zeros before its bytes.
 fn write(bytes: &[u8], page: Page, memory: &GuestRam) -> Result<(), BadPages> {
-    let region = memory.find_region(page.address());
-    let region = region.ok_or(BadPages::Page(page.get()))?;
-    let place = region.file_offset().expect("guest memory is made of files");
-    let within = page.address().0 - region.start_addr().0;
-    let written = place.file().write_all_at(bytes, place.start() + within);
+    let (at, unknown) = (page.address(), BadPages::Page(page.get()));
+    let place = memory::place_of(memory, at).ok_or(unknown)?;
+    let written = place.file.write_all_at(bytes, place.at);
     written.map_err(|_| BadPages::NoMemory(page.get()))?;
     // What is written through the mapping is noted by itself.
-    let within = usize::try_from(within).map_err(|_| BadPages::Page(page.get()))?;
+    let (region, within) = memory.to_region_addr(at).ok_or(unknown)?;
+    let within = usize::try_from(within.0).map_err(|_| unknown)?;
     region.bitmap().mark_dirty(within, bytes.len());
     Ok(())
 }
