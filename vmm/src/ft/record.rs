@@ -210,10 +210,7 @@ impl Recorder {
             if self.sink.is_lost() {
                 return Err(PeerLost.into());
             }
-            for port in &mut self.ports {
-                self.batch.gather(port, machine);
-            }
-            self.batch.add_typed(&self.typed.take());
+            self.gather(machine);
             let now = self.clock.now();
             self.lateness.opened(now, self.batch.wakes_guest());
             let mark = exit.calls();
@@ -239,6 +236,14 @@ impl Recorder {
                 }
             }
         }
+    }
+
+    /// Takes in what waits outside, as far as the machine has room for it.
+    fn gather(&mut self, machine: &Machine) {
+        for port in &mut self.ports {
+            self.batch.gather(port, machine);
+        }
+        self.batch.add_typed(&self.typed.take());
     }
 
     /// A delta needs to know what was written since a window in which the backup had the same machine.

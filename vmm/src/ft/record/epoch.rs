@@ -42,10 +42,7 @@ impl Recorder {
         }
         follow_driver(&mut self.ports, machine, exit);
         self.batch.begin();
-        for port in &mut self.ports {
-            self.batch.gather(port, machine);
-        }
-        self.batch.add_typed(&self.typed.take());
+        self.gather(machine);
         let now = self.clock.now();
         self.lateness.opened(now, self.batch.wakes_guest());
         let mark = exit.calls();

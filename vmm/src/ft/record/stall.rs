@@ -32,10 +32,7 @@ impl Recorder {
             return Ok(());
         }
         self.batch.begin();
-        for port in &mut self.ports {
-            self.batch.gather(port, machine);
-        }
-        self.batch.add_typed(&self.typed.take());
+        self.gather(machine);
         let now = self.clock.now();
         let waiting = self.batch.wakes_guest();
         let time_wants_in = is_late(machine, now) && Instant::now() >= self.next_stall;
