@@ -137,6 +137,15 @@ impl Pair {
         self.start_command(config, node, role, &command)
     }
 
+    /// Starts node a alone, with more arguments of `lockstep run`, and lets it speak to the clients.
+    pub fn start_alone(&self, config: &Path, more: &[&str]) -> anyhow::Result<Node> {
+        let alone = [&["--alone"], more].concat();
+        let mut node = self.start_more(config, "a", "primary", &alone)?;
+        node.wait_until_role("alone")?;
+        plug(&["a"])?;
+        Ok(node)
+    }
+
     /// Starts a node as a spare.
     pub fn start_spare(&self, node: &str) -> anyhow::Result<Node> {
         self.start_spare_with(&self.path("vm.toml"), node)

@@ -26,11 +26,7 @@ fn a_vm_that_was_started_alone_outlives_its_host_once_a_spare_has_come() {
         "a_vm_that_was_started_alone_outlives_its_host_once_a_spare_has_come",
         || {
             let pair = Pair::new().unwrap();
-            let mut a = pair
-                .start_more(&pair.path("vm.toml"), "a", "primary", &["--alone"])
-                .unwrap();
-            a.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let mut a = pair.start_alone(&pair.path("vm.toml"), &[]).unwrap();
             assert_eq!(cli("SET before this").unwrap(), "OK");
 
             let mut b = pair.start_spare("b").unwrap();
@@ -51,11 +47,7 @@ fn a_spare_that_dies_while_it_takes_the_vm_in_costs_nothing_and_the_next_one_is_
         "a_spare_that_dies_while_it_takes_the_vm_in_costs_nothing_and_the_next_one_is_taken",
         || {
             let pair = Pair::new().unwrap();
-            let mut a = pair
-                .start_more(&pair.path("vm.toml"), "a", "primary", &["--alone"])
-                .unwrap();
-            a.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let mut a = pair.start_alone(&pair.path("vm.toml"), &[]).unwrap();
             let mut doomed = pair.start_spare("b").unwrap();
             doomed.wait_until_logged("Taking the VM in").unwrap();
             doomed.kill();
@@ -77,11 +69,7 @@ fn a_spare_with_another_configuration_is_told_so_and_the_vm_goes_on() {
         "a_spare_with_another_configuration_is_told_so_and_the_vm_goes_on",
         || {
             let pair = Pair::new().unwrap();
-            let mut a = pair
-                .start_more(&pair.path("vm.toml"), "a", "primary", &["--alone"])
-                .unwrap();
-            a.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let a = pair.start_alone(&pair.path("vm.toml"), &[]).unwrap();
             let other = pair.changed_config("memory_mib = 64", "memory_mib = 96").unwrap();
 
             let mut b = pair.start_spare_with(&other, "b").unwrap();
@@ -167,11 +155,7 @@ fn a_spare_gets_the_image_of_a_mirrored_disk_whatever_its_own_held() {
             let pair = Pair::mirrored().unwrap();
             let image = File::options().write(true).open(pair.path("disk-b.raw")).unwrap();
             image.write_all_at(&vec![0x55; 3 << 20], 20 << 20).unwrap();
-            let mut a = pair
-                .start_more(&pair.path("vm.toml"), "a", "primary", &["--alone"])
-                .unwrap();
-            a.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let mut a = pair.start_alone(&pair.path("vm.toml"), &[]).unwrap();
             assert_eq!(set_64_kib("before").unwrap(), "OK");
 
             let mut b = pair.start_spare("b").unwrap();

@@ -107,19 +107,15 @@ fn a_vm_with_two_vcpus_goes_on_from_its_snapshot() {
     network::alone("a_vm_with_two_vcpus_goes_on_from_its_snapshot", || {
         let pair = Pair::new().unwrap();
         let config = two_vcpus(&pair);
-        let mut first = pair.start_more(&config, "a", "primary", &["--alone"]).unwrap();
-        first.wait_until_role("alone").unwrap();
-        plug(&["a"]).unwrap();
+        let mut first = pair.start_alone(&config, &[]).unwrap();
         assert_eq!(cli("SET kept this").unwrap(), "OK");
         pair.snapshot("a", "vm.snapshot").unwrap();
         first.stop();
         assert_eq!(first.wait_for_end().unwrap().0, Some(0));
 
         let file = pair.path("vm.snapshot");
-        let from = ["--alone", "--from", file.to_str().unwrap()];
-        let mut second = pair.start_more(&config, "a", "primary", &from).unwrap();
-        second.wait_until_role("alone").unwrap();
-        plug(&["a"]).unwrap();
+        let from = ["--from", file.to_str().unwrap()];
+        let mut second = pair.start_alone(&config, &from).unwrap();
 
         assert_eq!(cli("GET kept").unwrap(), "this");
     });
@@ -130,9 +126,7 @@ fn a_snapshot_of_two_vcpus_is_refused_by_a_vm_with_one() {
     network::alone("a_snapshot_of_two_vcpus_is_refused_by_a_vm_with_one", || {
         let pair = Pair::new().unwrap();
         let config = two_vcpus(&pair);
-        let mut first = pair.start_more(&config, "a", "primary", &["--alone"]).unwrap();
-        first.wait_until_role("alone").unwrap();
-        plug(&["a"]).unwrap();
+        let mut first = pair.start_alone(&config, &[]).unwrap();
         assert_eq!(cli("PING").unwrap(), "PONG");
         pair.snapshot("a", "vm.snapshot").unwrap();
         first.stop();

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use lockstep_tests::network::{self, GUEST};
-use lockstep_tests::pair::{Pair, plug};
+use lockstep_tests::pair::Pair;
 use lockstep_tests::redis::cli;
 
 #[test]
@@ -17,9 +17,7 @@ fn a_vm_started_from_its_snapshot_goes_on_with_its_connections() {
         || {
             let pair = Pair::new().unwrap();
             let config = pair.path("vm.toml");
-            let mut first = pair.start_more(&config, "a", "primary", &["--alone"]).unwrap();
-            first.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let mut first = pair.start_alone(&config, &[]).unwrap();
             assert_eq!(cli("SET kept this").unwrap(), "OK");
             let mut client = connect();
             assert_eq!(say(&mut client, "INCR counter"), ":1\r\n");
@@ -28,10 +26,8 @@ fn a_vm_started_from_its_snapshot_goes_on_with_its_connections() {
             first.stop();
             assert_eq!(first.wait_for_end().unwrap().0, Some(0));
             let file = pair.path("vm.snapshot");
-            let from = ["--alone", "--from", file.to_str().unwrap()];
-            let mut second = pair.start_more(&config, "a", "primary", &from).unwrap();
-            second.wait_until_role("alone").unwrap();
-            plug(&["a"]).unwrap();
+            let from = ["--from", file.to_str().unwrap()];
+            let _second = pair.start_alone(&config, &from).unwrap();
 
             println!("{said}");
             assert!(said.contains("The guest stood still for "), "{said}");
@@ -71,9 +67,7 @@ fn a_snapshot_of_a_smaller_vm_is_refused_with_the_remedy() {
     network::alone("a_snapshot_of_a_smaller_vm_is_refused_with_the_remedy", || {
         let pair = Pair::new().unwrap();
         let config = pair.path("vm.toml");
-        let mut first = pair.start_more(&config, "a", "primary", &["--alone"]).unwrap();
-        first.wait_until_role("alone").unwrap();
-        plug(&["a"]).unwrap();
+        let mut first = pair.start_alone(&config, &[]).unwrap();
         assert_eq!(cli("PING").unwrap(), "PONG");
         pair.snapshot("a", "vm.snapshot").unwrap();
         first.stop();
