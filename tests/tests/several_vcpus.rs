@@ -115,7 +115,7 @@ fn a_vm_with_two_vcpus_goes_on_from_its_snapshot() {
 
         let file = pair.path("vm.snapshot");
         let from = ["--from", file.to_str().unwrap()];
-        let mut second = pair.start_alone(&config, &from).unwrap();
+        let _second = pair.start_alone(&config, &from).unwrap();
 
         assert_eq!(cli("GET kept").unwrap(), "this");
     });
