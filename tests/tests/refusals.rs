@@ -10,10 +10,10 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
-use lockstep_protocol::ids::{LogOffset, NodeName, Term};
+use lockstep_protocol::ids::{LogOffset, NodeName};
 use lockstep_protocol::log::WindowLimit;
 use lockstep_protocol::message::{Digest, Hello, Refusal, Role};
-use lockstep_protocol::session::{PeerLost, Timing};
+use lockstep_protocol::session::PeerLost;
 use lockstep_protocol::time::Instant;
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::{Identity, PinnedPeer};
@@ -348,25 +348,8 @@ fn speak(pair: &Pair, we: &str, they: &str, hello: Hello) -> PairConfig {
     }
 }
 
-/// What a host says that knows nothing but its name and part.
 fn hello(node: &str, role: Role) -> Hello {
-    Hello {
-        version: lockstep_protocol::limits::PROTOCOL_VERSION,
-        release: env!("CARGO_PKG_VERSION").into(),
-        node: NodeName::new(node).unwrap(),
-        role,
-        term: Term::new(1),
-        start: LogOffset::ZERO,
-        config: Digest::new([0; 32]),
-        template: Digest::new([0; 32]),
-        devices: Digest::new([0; 32]),
-        image: None,
-        timing: Timing {
-            heartbeat: Duration::from_millis(20),
-            timeout: Duration::from_millis(120),
-            lease: Duration::from_millis(100),
-        },
-    }
+    Hello::bare(NodeName::new(node).unwrap(), role)
 }
 
 /// Nobody has to be told anything: there is no session.

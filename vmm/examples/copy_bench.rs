@@ -8,8 +8,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::Parser;
 use lockstep_protocol::ids::{LogOffset, NodeName, Position, Term};
-use lockstep_protocol::message::{Digest, Hello, Role};
-use lockstep_protocol::session::Timing;
+use lockstep_protocol::message::{Hello, Role};
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::Identity;
 use lockstep_quic::state::{StateConfig, StateDoor, StateReceiver};
@@ -228,19 +227,7 @@ fn identity(name: &str) -> anyhow::Result<Identity> {
 }
 
 fn hello(node: &str, role: Role) -> anyhow::Result<Hello> {
-    Ok(Hello {
-        version: lockstep_protocol::limits::PROTOCOL_VERSION,
-        release: env!("CARGO_PKG_VERSION").into(),
-        node: NodeName::new(node)?,
-        role,
-        term: Term::ZERO,
-        start: LogOffset::ZERO,
-        config: Digest::new([0; 32]),
-        template: Digest::new([0; 32]),
-        devices: Digest::new([0; 32]),
-        image: None,
-        timing: Timing::default(),
-    })
+    Ok(Hello::bare(NodeName::new(node)?, role))
 }
 
 fn median(mut of: Vec<f64>) -> f64 {

@@ -134,6 +134,27 @@ pub struct Hello {
     pub timing: Timing,
 }
 
+impl Hello {
+    /// What a host says that has nothing but a name and a part, for tests and measuring tools: the first term, the default
+    /// timing, digests of nothing.
+    pub fn bare(node: NodeName, role: Role) -> Self {
+        let nothing = Digest::new([0; 32]);
+        Self {
+            version: crate::limits::PROTOCOL_VERSION,
+            release: env!("CARGO_PKG_VERSION").into(),
+            node,
+            role,
+            term: Term::new(1),
+            start: LogOffset::ZERO,
+            config: nothing,
+            template: nothing,
+            devices: nothing,
+            image: None,
+            timing: Timing::default(),
+        }
+    }
+}
+
 /// A hello of another protocol version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Foreign {

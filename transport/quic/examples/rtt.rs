@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockstep_protocol::{
-    DeviceId, Digest, Hello, Input, LogOffset, NodeName, PeerLost, Position, Role, Term, Timing, WindowLimit,
+    DeviceId, Hello, Input, LogOffset, NodeName, PeerLost, Position, Role, Timing, WindowLimit,
 };
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::Identity;
@@ -175,20 +175,11 @@ fn config(address: SocketAddr, us: &Identity, them: &Identity, hello: Hello) -> 
 
 fn hello(node: &str, role: Role) -> Result<Hello, Failure> {
     Ok(Hello {
-        version: lockstep_protocol::limits::PROTOCOL_VERSION,
-        release: "rtt".into(),
-        node: NodeName::new(node)?,
-        role,
-        term: Term::new(1),
-        start: LogOffset::ZERO,
-        config: Digest::new([1; 32]),
-        template: Digest::new([2; 32]),
-        devices: Digest::new([3; 32]),
-        image: None,
         // A loaded machine is no dead one.
         timing: Timing {
             timeout: Duration::from_secs(2),
             ..Timing::default()
         },
+        ..Hello::bare(NodeName::new(node)?, role)
     })
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lockstep_protocol::{Digest, Hello, LogOffset, NodeName, Role, Term, Timing};
+use lockstep_protocol::{Hello, NodeName, Role};
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::Identity;
 use lockstep_quic::state::{StateConfig, StateDoor, StateReceiver};
@@ -19,28 +19,11 @@ fn identity(node: &str) -> Identity {
 }
 
 fn config(node: &str, role: Role, ours: &Identity, other: &Identity, address: SocketAddr) -> StateConfig {
-    let hello = Hello {
-        version: lockstep_protocol::limits::PROTOCOL_VERSION,
-        release: "0.1.0".into(),
-        node: NodeName::new(node).unwrap(),
-        role,
-        term: Term::new(1),
-        start: LogOffset::ZERO,
-        config: Digest::new([1; 32]),
-        template: Digest::new([2; 32]),
-        devices: Digest::new([3; 32]),
-        image: None,
-        timing: Timing {
-            heartbeat: Duration::from_millis(20),
-            timeout: Duration::from_secs(2),
-            lease: Duration::from_secs(1),
-        },
-    };
     StateConfig {
         address,
         identity: ours.clone(),
         peers: vec![other.as_peer()],
-        hello,
+        hello: Hello::bare(NodeName::new(node).unwrap(), role),
     }
 }
 

@@ -2,8 +2,7 @@
 //! read, the other host is met, the first term is claimed, and only then the gates open.
 
 use lockstep_protocol::ids::{LogOffset, Term};
-use lockstep_protocol::limits::PROTOCOL_VERSION;
-use lockstep_protocol::message::{Digest, Hello, Role};
+use lockstep_protocol::message::{Hello, Role};
 use lockstep_protocol::takeover::Verdict;
 
 use super::driver::{Dialing, Listening};
@@ -106,17 +105,10 @@ impl Process {
 
     pub(super) fn hello(&self, env: &Env, role: Role, term: Term, start: LogOffset) -> Hello {
         Hello {
-            version: PROTOCOL_VERSION,
-            release: "simulated".into(),
-            node: self.me.node.clone(),
-            role,
             term,
             start,
-            config: Digest::new([1; 32]),
-            template: Digest::new([2; 32]),
-            devices: Digest::new([3; 32]),
-            image: None,
             timing: env.plan.timing,
+            ..Hello::bare(self.me.node.clone(), role)
         }
     }
 }

@@ -6,15 +6,8 @@ fn hello(node: &str, role: Role) -> Hello {
     Hello {
         version: 1,
         release: "0.1.0".into(),
-        node: NodeName::new(node).unwrap(),
-        role,
-        term: Term::new(1),
-        start: LogOffset::ZERO,
         config: Digest::new([1; 32]),
-        template: Digest::new([2; 32]),
-        devices: Digest::new([3; 32]),
-        image: None,
-        timing: Timing::default(),
+        ..Hello::bare(NodeName::new(node).unwrap(), role)
     }
 }
 

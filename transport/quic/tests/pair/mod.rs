@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use lockstep_protocol::{
-    Digest, Hello, Input, Instant, LogOffset, NodeName, PeerLost, Position, Role, Term, Timing, WindowLimit,
+    Hello, Input, Instant, LogOffset, NodeName, PeerLost, Position, Role, Timing, WindowLimit,
 };
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::{Identity, PinnedPeer};
@@ -70,17 +70,8 @@ impl Host {
     pub(crate) fn new(node: &str, role: Role) -> Self {
         let pems = Identity::generate(node, Validity::years(1)).unwrap();
         let hello = Hello {
-            version: lockstep_protocol::limits::PROTOCOL_VERSION,
-            release: "0.1.0".into(),
-            node: NodeName::new(node).unwrap(),
-            role,
-            term: Term::new(1),
-            start: LogOffset::ZERO,
-            config: Digest::new([1; 32]),
-            template: Digest::new([2; 32]),
-            devices: Digest::new([3; 32]),
-            image: None,
             timing: PATIENT,
+            ..Hello::bare(NodeName::new(node).unwrap(), role)
         };
         Self {
             identity: Identity::from_pems(node, &pems).unwrap(),

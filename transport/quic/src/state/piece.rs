@@ -1,0 +1,57 @@
+//! What a copy is cut into: so many bytes of a kind that only the VMMs know, behind a head of five bytes.
+
+use bytes::{Bytes, BytesMut};
+use quinn::RecvStream;
+
+use crate::streams::StreamFault;
+
+/// The longest piece: bounds what the receiver takes into memory for one.
+pub const PIECE_MAX: usize = 4 << 20;
+
+/// What stands before a piece: how long it is, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceHead {
+    /// Its bytes, at most [`PIECE_MAX`].
+    pub length: usize,
+    /// What it is; 0 is invalid.
+    pub kind: u8,
+}
+
+/// A piece is longer than pieces are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("A piece of {0} bytes, {PIECE_MAX} are allowed")]
+pub struct LongPiece(u32);
+
+impl PieceHead {
+    /// How many bytes it takes.
+    pub const BYTES: usize = 5;
+
+    /// What goes over the wire: the length (4 bytes, little-endian), then the kind.
+    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let length = u32::try_from(self.length).expect("a piece is a few MiB at most");
+        let [a, b, c, d] = length.to_le_bytes();
+        [a, b, c, d, self.kind]
+    }
+
+    /// What another host wrote before a piece.
+    ///
+    /// # Errors
+    /// When no piece is so long.
+    pub fn read([a, b, c, d, kind]: [u8; Self::BYTES]) -> Result<Self, LongPiece> {
+        let length = u32::from_le_bytes([a, b, c, d]);
+        match usize::try_from(length) {
+            Ok(length) if length <= PIECE_MAX => Ok(Self { length, kind }),
+            _ => Err(LongPiece(length)),
+        }
+    }
+}
+
+/// The next piece, and its kind.
+pub(super) async fn read(stream: &mut RecvStream) -> Result<(u8, Bytes), StreamFault> {
+    let mut head = [0; PieceHead::BYTES];
+    stream.read_exact(&mut head).await?;
+    let head = PieceHead::read(head).map_err(|error| StreamFault::Said(error.to_string()))?;
+    let mut piece = BytesMut::zeroed(head.length);
+    stream.read_exact(&mut piece).await?;
+    Ok((head.kind, piece.freeze()))
+}
