@@ -16,6 +16,7 @@ use lockstep_vmm::memory::{self, GuestRam};
 use lockstep_vmm::run::MICRO_GUEST;
 use lockstep_vmm::state::{MachineState, snapshot};
 use lockstep_vmm::transfer::intake::{Intake, Step};
+use lockstep_vmm::transfer::pages::{self, Bases};
 use lockstep_vmm::transfer::progress::Progress;
 use lockstep_vmm::virtio::mmio::{DeviceKind, MmioState};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -181,6 +182,7 @@ pub(super) fn pieces(mut bytes: &[u8]) {
     let progress = Progress::default();
     progress.begin();
     let mut intake = Intake::new(&memory, None, &progress);
+    let mut bases = Bases::default();
     while let Some((head, rest)) = bytes.split_first_chunk() {
         let Ok(head) = PieceHead::read(*head) else { return };
         let (piece, rest) = rest.split_at(rest.len().min(head.length));
@@ -189,6 +191,8 @@ pub(super) fn pieces(mut bytes: &[u8]) {
             Some((start, state)) if head.kind == MACHINE_PIECE => [start, &dressed(state)].concat(),
             _ => piece.to_vec(),
         };
+        // In a log, the same pieces are deltas.
+        let _ = pages::apply_changes(&mut bases, &piece, &memory);
         match intake.handle_piece(head.kind, Bytes::from(piece)) {
             Ok(Step::Next | Step::Confirm) => {}
             Ok(Step::Taken(_)) | Err(_) => return,

@@ -2,14 +2,14 @@
 //! written since the last point that both hosts share, and the machine apart from its memory.
 //!
 //! The recorder makes one when a guest that makes no exits keeps inputs waiting; it goes over as records of the log. The
-//! replayer of a backup puts it in place with [`apply`]. To know the pages, writes are tracked as long as there is a backup;
+//! replayer of a backup puts it in place with a [`DeltaTaker`]. To know the pages, writes are tracked as long as there is a backup;
 //! what was written before a window that is served is forgotten now and then, for the backup recomputes it up to there.
 
 use crate::kvm::KvmError;
 use crate::machine::{CaptureError, DeltaError, Machine};
 use crate::state::dirty::{Page, WriteTracker};
 use crate::state::{MachineState, STATE_BYTES_MAX};
-use crate::transfer::pages::{self, BadPages, PageEncoder, Pages};
+use crate::transfer::pages::{self, BadPages, Bases, PageEncoder, Pages};
 use bytes::Bytes;
 use lockstep_protocol::limits::MAX_PAYLOAD;
 use std::time::{Duration, Instant};
@@ -78,6 +78,9 @@ impl DeltaCounts {
 #[derive(Debug, Default)]
 pub struct DeltaMaker {
     writes: Option<WriteTracker>,
+    encoder: PageEncoder,
+    /// What the backup holds of pages that went over in deltas.
+    bases: Bases,
     /// Before this, what was written is not looked at.
     look_at: Option<Instant>,
 }
@@ -99,9 +102,7 @@ impl DeltaMaker {
             // Several vCPUs are never recomputed: nothing is forgotten but by a delta.
             Some(_) if machine.is_several() => {}
             Some(writes) if equal && self.look_at.is_none_or(|at| Instant::now() >= at) => {
-                let written = writes.take()?;
-                self.looked(Duration::ZERO);
-                return Ok(Some(written));
+                return Ok(Some(writes.take()?));
             }
             Some(_) => {}
         }
@@ -115,7 +116,7 @@ impl DeltaMaker {
 
     /// There is no backup any more.
     pub fn stop(&mut self) {
-        self.writes = None;
+        (self.writes, self.bases) = (None, Bases::default());
     }
 
     /// Makes a delta of a machine that stands still. [`Self::follow`] was called in a window before.
@@ -126,13 +127,13 @@ impl DeltaMaker {
         let end = Self::capture(machine)?;
         let written = self.take()?;
         Ok(Delta {
-            pages: encode(machine, &written),
+            pages: self.encode(machine, &written),
             end,
         })
     }
 
     /// Makes a delta of which the end is here, for a machine of which only the `differing` pages are not what they are here.
-    /// Forgets what was written before, and gives it.
+    /// Forgets what was written before, and gives it. What went over before is of no use: the backup may have missed it.
     ///
     /// # Errors
     /// When KVM does not tell what it needs.
@@ -143,7 +144,8 @@ impl DeltaMaker {
         differing: &[Page],
     ) -> Result<(Delta, Vec<Page>), MakeError> {
         let written = self.take()?;
-        let pages = encode(machine, differing);
+        self.bases = Bases::default();
+        let pages = self.encode(machine, differing);
         Ok((Delta { pages, end }, written))
     }
 
@@ -163,35 +165,54 @@ impl DeltaMaker {
     fn take(&self) -> Result<Vec<Page>, KvmError> {
         self.writes.as_ref().map_or(Ok(Vec::new()), WriteTracker::take)
     }
-}
 
-fn encode(machine: &Machine, written: &[Page]) -> Vec<Bytes> {
-    let mut encoder = PageEncoder::default();
-    let mut pieces = Vec::new();
-    let mut piece = Pages::default();
-    for page in written {
-        encoder.encode(machine.memory(), *page, &mut piece);
-        if piece.len() >= PIECE_BYTES {
-            pieces.push(std::mem::take(&mut piece).into_bytes().freeze());
+    fn encode(&mut self, machine: &Machine, sent: &[Page]) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        let mut piece = Pages::default();
+        for page in sent {
+            self.encoder
+                .encode_change(&mut self.bases, machine.memory(), *page, &mut piece);
+            if piece.len() >= PIECE_BYTES {
+                pieces.push(std::mem::take(&mut piece).into_bytes().freeze());
+            }
         }
+        if !piece.is_empty() {
+            pieces.push(piece.into_bytes().freeze());
+        }
+        // The backup's guest may write them before the next delta.
+        self.encoder.forget(sent);
+        pieces
     }
-    if !piece.is_empty() {
-        pieces.push(piece.into_bytes().freeze());
-    }
-    pieces
 }
 
-/// Puts a whole delta in place; one that `heals` does so wherever the machine stands.
-///
-/// # Errors
-/// When it is none of this machine.
-pub fn apply(machine: &mut Machine, pages: &[Bytes], end: &[u8], heals: bool) -> Result<(), DeltaError> {
-    let state = unpack(end)?;
-    machine.become_like(&state, heals, |memory| -> Result<(), BadPages> {
-        pages
-            .iter()
-            .try_for_each(|piece| pages::apply(piece, memory).map(drop))
-    })
+/// Puts deltas in place, one after the other as the log has them, and holds what they said of pages.
+#[derive(Clone, Debug, Default)]
+pub struct DeltaTaker {
+    bases: Bases,
+}
+
+impl DeltaTaker {
+    /// Puts a whole delta in place; one that `heals` does so wherever the machine stands.
+    ///
+    /// # Errors
+    /// When it is none of this machine. It is of no more use then, and neither is the machine.
+    pub fn apply(
+        &mut self,
+        machine: &mut Machine,
+        pages: &[Bytes],
+        end: &[u8],
+        heals: bool,
+    ) -> Result<(), DeltaError> {
+        let state = unpack(end)?;
+        if heals {
+            self.bases = Bases::default();
+        }
+        machine.become_like(&state, heals, |memory| -> Result<(), BadPages> {
+            pages
+                .iter()
+                .try_for_each(|piece| pages::apply_changes(&mut self.bases, piece, memory).map(drop))
+        })
+    }
 }
 
 /// The state in the end of a delta. The length that it claims is checked before room is made for it.

@@ -4,7 +4,7 @@
 //! runs past a window that the primary has not closed, is decided by the protocol's [`Follower`]. It orders nothing from
 //! device processes but what a mirrored disk has to do as well (`mirror.rs`), and reads no clock.
 
-use super::delta::{self, DeltaCounts};
+use super::delta::{self, DeltaCounts, DeltaTaker};
 use super::digest::{self, Difference};
 use super::flip::Flip;
 use super::inject::InjectError;
@@ -104,6 +104,7 @@ pub struct Replayer {
     ports: Vec<DevicePort>,
     mirror: Option<Mirror>,
     follower: Follower,
+    taker: DeltaTaker,
     counts: DeltaCounts,
     /// A mark entered in the open window: the primary's guest called for an output or ended in it.
     marked: bool,
@@ -120,6 +121,7 @@ impl Replayer {
             mirror: Mirror::of(&ports),
             ports,
             follower: Follower::new(delta::bytes_max(memory_bytes)),
+            taker: DeltaTaker::default(),
             counts: DeltaCounts::default(),
             marked: false,
             flip: None,
@@ -130,6 +132,14 @@ impl Replayer {
     #[must_use]
     pub fn with_flip(mut self, flip: Option<Flip>) -> Self {
         self.flip = flip;
+        self
+    }
+
+    /// For a machine that was copied from another one in the middle of a log: holds what deltas said of pages, as `other`
+    /// does.
+    #[must_use]
+    pub fn holding_as(mut self, other: &Self) -> Self {
+        self.taker = other.taker.clone();
         self
     }
 
@@ -237,7 +247,8 @@ impl Replayer {
         heals: bool,
     ) -> Result<(), ReplayError> {
         let at = machine.position();
-        delta::apply(machine, pages, end, heals).map_err(|error| ReplayError::Delta {
+        let applied = self.taker.apply(machine, pages, end, heals);
+        applied.map_err(|error| ReplayError::Delta {
             at,
             why: error.to_string(),
         })?;

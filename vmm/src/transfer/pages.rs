@@ -1,7 +1,12 @@
 //! Pages of guest memory on their way to another host: what is sent for each, and how it is put in place.
 //!
 //! The source encodes with one [`PageEncoder`] for the whole move, the spare applies with [`apply`]. Zeros and repeated
-//! content are not sent as bytes, and bytes are compressed where that pays. Nothing here knows streams or rounds.
+//! content are not sent as bytes, and bytes are compressed where that pays. In a log of deltas, both sides hold what was sent
+//! before ([`Bases`]), and a page that comes again is sent as its change. Nothing here knows streams or rounds.
+
+mod bases;
+
+pub use bases::Bases;
 
 use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
@@ -38,6 +43,8 @@ mod kind {
     pub(super) const LZ4: u8 = 3;
     /// The number of a page that was sent before and holds the same.
     pub(super) const SAME: u8 = 4;
+    /// The exclusive or of the page and what both sides hold of it, compressed by LZ4 to `length` bytes.
+    pub(super) const CHANGE: u8 = 5;
 }
 
 /// Before what is sent for a page.
@@ -65,6 +72,9 @@ pub enum BadPages {
     /// This host has no memory for it.
     #[error("This host has no memory left for page {0} of the VM; free some")]
     NoMemory(u64),
+    /// A change of a page, of which this side does not hold what it was.
+    #[error("A change of page {0} of memory is sent, and this host does not hold what it was")]
+    Base(u64),
     /// The compressed bytes are no page.
     #[error("Page {0} of memory does not come to a page's length")]
     Length(u64),
@@ -88,6 +98,7 @@ const NOTHING: u128 = 0;
 /// After so many attempts to compress that did not pay, only one page of so many is tried: memory that does not compress
 /// then costs little more than its bytes.
 const FAILED_MAX: u32 = 16;
+const OURS: &str = "only pages of this memory are sent";
 
 impl PageEncoder {
     /// Appends what the other side needs to have `page` as it is in `memory` now. The guest may be writing to it: what
@@ -96,48 +107,81 @@ impl PageEncoder {
     /// # Panics
     /// When the memory does not have the page.
     pub fn encode(&mut self, memory: &GuestRam, page: Page, out: &mut Pages) {
-        let mut bytes = [0; PAGE];
-        memory
-            .read_slice(&mut bytes, page.address())
-            .expect("only pages of this memory are sent");
+        let bytes = content_of(page, memory).expect(OURS);
+        if !self.encode_known(memory, page, &bytes, out) {
+            self.add_bytes(page, &bytes, out);
+        }
+    }
+
+    /// The same, for a side that holds `bases`, too.
+    ///
+    /// # Panics
+    /// When the memory does not have the page.
+    pub fn encode_change(&mut self, bases: &mut Bases, memory: &GuestRam, page: Page, out: &mut Pages) {
+        let bytes = content_of(page, memory).expect(OURS);
+        if self.encode_known(memory, page, &bytes, out) {
+            return;
+        }
+        let mut change = bytes;
+        let packed = bases.exchange(page, &mut change).then(|| self.pack(&change));
+        match packed.flatten() {
+            Some(length) => out.add(page, kind::CHANGE, length, &self.scratch[..length]),
+            None => self.add_bytes(page, &bytes, out),
+        }
+        bases.note(page, &bytes);
+    }
+
+    /// The other side may no longer hold what was sent for these pages, all that were sent.
+    pub fn forget(&mut self, pages: &[Page]) {
+        for page in pages {
+            self.sent[index(*page)] = NOTHING;
+        }
+    }
+
+    /// Appends a page of zeros, or one that the other side has elsewhere. `false` if it is none.
+    fn encode_known(&mut self, memory: &GuestRam, page: Page, bytes: &[u8; PAGE], out: &mut Pages) -> bool {
         if self.sent.is_empty() {
             let count = usize::try_from(all(memory).last().map_or(0, Page::get) + 1);
             let count = count.expect("guest memory is 3 GiB at most");
             self.sent = vec![NOTHING; count];
             self.holders = vec![Page::new(0); count.next_power_of_two()];
         }
-        if bytes == [0; PAGE] {
+        if *bytes == [0; PAGE] {
             self.sent[index(page)] = NOTHING;
-            return out.add_zero(page);
+            out.add_zero(page);
+            return true;
         }
-        let content = xxh3_128(&bytes);
+        let content = xxh3_128(bytes);
         self.sent[index(page)] = content;
         let place = content as usize & (self.holders.len() - 1);
         let holder = std::mem::replace(&mut self.holders[place], page);
         // It may hold something else by now.
-        match holder != page && content != NOTHING && self.sent[index(holder)] == content {
-            true => {
-                self.holders[place] = holder;
-                out.add(page, kind::SAME, 4, number(holder).as_bytes());
-            }
-            false => self.add_bytes(page, &bytes, out),
+        let is_there = holder != page && content != NOTHING && self.sent[index(holder)] == content;
+        if is_there {
+            self.holders[place] = holder;
+            out.add(page, kind::SAME, 4, number(holder).as_bytes());
         }
+        is_there
     }
 
     fn add_bytes(&mut self, page: Page, bytes: &[u8; PAGE], out: &mut Pages) {
         let tries = self.failed < FAILED_MAX || page.get().is_multiple_of(u64::from(FAILED_MAX));
         if tries {
-            self.scratch
-                .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
-            match lz4_flex::block::compress_into(bytes, &mut self.scratch) {
-                Ok(length) if length < PAYS => {
-                    self.failed = 0;
-                    return out.add(page, kind::LZ4, length, &self.scratch[..length]);
-                }
-                _ => self.failed = self.failed.saturating_add(1),
+            if let Some(length) = self.pack(bytes) {
+                self.failed = 0;
+                return out.add(page, kind::LZ4, length, &self.scratch[..length]);
             }
+            self.failed = self.failed.saturating_add(1);
         }
         out.add(page, kind::RAW, PAGE, bytes);
+    }
+
+    /// Compresses into the scratch, if that pays: to so many bytes.
+    fn pack(&mut self, bytes: &[u8; PAGE]) -> Option<usize> {
+        self.scratch
+            .resize(lz4_flex::block::get_maximum_output_size(PAGE), 0);
+        let length = lz4_flex::block::compress_into(bytes, &mut self.scratch).ok()?;
+        (length < PAYS).then_some(length)
     }
 }
 
@@ -226,7 +270,19 @@ fn number(page: Page) -> U32 {
 ///
 /// # Errors
 /// When they are no pages of this memory.
-pub fn apply(mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
+pub fn apply(bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
+    apply_with(None, bytes, memory)
+}
+
+/// The same, for a side that holds `bases`, too.
+///
+/// # Errors
+/// When they are no pages of this memory, or changes of pages that are not held.
+pub fn apply_changes(bases: &mut Bases, bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
+    apply_with(Some(bases), bytes, memory)
+}
+
+fn apply_with(mut bases: Option<&mut Bases>, mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
     let mut count = 0;
     while !bytes.is_empty() {
         let (entry, rest) = Entry::read_from_prefix(bytes).map_err(|_| BadPages::Cut)?;
@@ -243,39 +299,66 @@ pub fn apply(mut bytes: &[u8], memory: &GuestRam) -> Result<u64, BadPages> {
             continue;
         }
         let (content, rest) = rest.split_at_checked(length).ok_or(BadPages::Cut)?;
-        put(entry.kind, page, content, memory)?;
+        put(entry.kind, page, content, memory, bases.as_deref_mut())?;
         count += 1;
         bytes = rest;
     }
     Ok(count)
 }
 
-fn put(kind: u8, page: Page, content: &[u8], memory: &GuestRam) -> Result<(), BadPages> {
+fn put(
+    kind: u8,
+    page: Page,
+    content: &[u8],
+    memory: &GuestRam,
+    bases: Option<&mut Bases>,
+) -> Result<(), BadPages> {
     let wrong = BadPages::Length(page.get());
-    let mut bytes = [0; PAGE];
-    let bytes: &[u8] = match kind {
-        kind::RAW if content.len() == PAGE => content,
-        kind::RAW => return Err(wrong),
-        kind::LZ4 => match lz4_flex::block::decompress_into(content, &mut bytes) {
-            Ok(PAGE) => &bytes,
-            _ => return Err(wrong),
-        },
+    let unpack = || {
+        let mut bytes = [0; PAGE];
+        match lz4_flex::block::decompress_into(content, &mut bytes) {
+            Ok(PAGE) => Ok(bytes),
+            _ => Err(wrong),
+        }
+    };
+    let mut unpacked;
+    let bytes = match kind {
+        kind::RAW => content.try_into().map_err(|_| wrong)?,
+        kind::LZ4 => {
+            unpacked = unpack()?;
+            &unpacked
+        }
         kind::SAME => {
             let holder = U32::read_from_bytes(content).map_err(|_| wrong)?;
             let holder = Page::new(holder.get().into());
-            memory
-                .read_slice(&mut bytes, holder.address())
-                .map_err(|_| BadPages::Page(holder.get()))?;
-            &bytes
+            return write(&content_of(holder, memory)?, page, memory);
+        }
+        kind::CHANGE => {
+            unpacked = unpack()?;
+            match &bases {
+                Some(bases) if bases.exchange(page, &mut unpacked) => &unpacked,
+                _ => return Err(BadPages::Base(page.get())),
+            }
         }
         other => return Err(BadPages::Kind(other)),
     };
-    write(bytes, page, memory)
+    write(bytes, page, memory)?;
+    if let Some(bases) = bases {
+        bases.note(page, bytes);
+    }
+    Ok(())
+}
+
+fn content_of(page: Page, memory: &GuestRam) -> Result<[u8; PAGE], BadPages> {
+    let mut bytes = [0; PAGE];
+    let read = memory.read_slice(&mut bytes, page.address());
+    read.map_err(|_| BadPages::Page(page.get()))?;
+    Ok(bytes)
 }
 
 /// Writes a page to the file that the memory is made of: through the mapping, a page that nobody touched yet would cost a
 /// fault, and zeros before its bytes.
-fn write(bytes: &[u8], page: Page, memory: &GuestRam) -> Result<(), BadPages> {
+fn write(bytes: &[u8; PAGE], page: Page, memory: &GuestRam) -> Result<(), BadPages> {
     let (at, unknown) = (page.address(), BadPages::Page(page.get()));
     let place = memory::place_of(memory, at).ok_or(unknown)?;
     let written = place.file.write_all_at(bytes, place.at);

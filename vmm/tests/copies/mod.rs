@@ -99,7 +99,7 @@ fn pages_that_were_written_since_they_were_copied_are_named() {
             let state = through_bytes(&mut original.machine);
             let machine = Machine::restore(recording.spec(MEMORY_MIB), &state).unwrap();
             copy_pages(&target, machine.memory(), &all_pages());
-            let copy = Replica::going_on(machine, recording.records_after(state.position()));
+            let copy = original.going_on(machine, recording.records_after(state.position()));
             assert_ends_as_recorded(recording, &copy.run_to_end().unwrap());
         },
     );
@@ -175,7 +175,7 @@ fn copy(original: &mut Replica, recording: &Recording) -> Replica {
     let machine =
         Machine::restore(recording.spec(state.memory_mib()), &state).expect("the hosts are the same");
     copy_pages(&original.machine, machine.memory(), &all_pages());
-    Replica::going_on(machine, recording.records_after(state.position()))
+    original.going_on(machine, recording.records_after(state.position()))
 }
 
 /// The state as it arrives elsewhere.

@@ -189,13 +189,19 @@ impl Replica {
     /// A machine that stands at position 0, its window served.
     fn new(recording: &Recording, records: Vec<Record>) -> Self {
         let machine = build(recording.windows());
-        let mut replica = Self::going_on(machine, records);
+        let mut replica = Self::fed(machine, records);
         replica.serve(&mut Exit::default()).expect("power-on fits");
         replica
     }
 
-    /// A machine that goes on with the next records.
-    pub(crate) fn going_on(machine: Machine, records: Vec<Record>) -> Self {
+    /// A machine that is a copy of this one and goes on with the next records.
+    pub(crate) fn going_on(&self, machine: Machine, records: Vec<Record>) -> Self {
+        let mut copy = Self::fed(machine, records);
+        copy.replayer = copy.replayer.holding_as(&self.replayer);
+        copy
+    }
+
+    fn fed(machine: Machine, records: Vec<Record>) -> Self {
         Self {
             machine,
             replayer: Replayer::new(Box::new(Given(records.into())), Vec::new(), MEMORY_MIB << 20),

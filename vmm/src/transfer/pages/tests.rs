@@ -84,7 +84,111 @@ fn a_piece_that_is_cut_off_is_refused() {
     assert_eq!(apply(&bytes[..3], &memory), Err(BadPages::Cut));
 }
 
+/// Two sides of a log of deltas that hold few pages.
+struct Sides {
+    from: GuestRam,
+    to: GuestRam,
+    ours: Bases,
+    theirs: Bases,
+}
+
+impl Sides {
+    fn new() -> Self {
+        let [from, to] = [0; 2].map(|_| memory::create(1).unwrap());
+        let [ours, theirs] = [0; 2].map(|_| Bases::with_places(8));
+        Self {
+            from,
+            to,
+            ours,
+            theirs,
+        }
+    }
+
+    /// One delta; gives its length.
+    fn send(&mut self, pages: &[u64]) -> usize {
+        let (mut encoder, mut out) = (PageEncoder::default(), Pages::default());
+        for page in pages.iter().copied().map(Page::new) {
+            encoder.encode_change(&mut self.ours, &self.from, page, &mut out);
+        }
+        let bytes = out.into_bytes();
+        apply_changes(&mut self.theirs, &bytes, &self.to).unwrap();
+        bytes.len()
+    }
+
+    fn are_equal(&self, pages: &[u64]) -> bool {
+        pages
+            .iter()
+            .all(|page| content(&self.from, *page) == content(&self.to, *page))
+    }
+}
+
+#[test]
+fn a_page_that_comes_again_costs_what_changed_in_it() {
+    let mut sides = Sides::new();
+    fill(&sides.from, 3, noise(3));
+    assert!(sides.send(&[3]) > PAGE);
+    sides.from.write_obj(7_u64, Page::new(3).address()).unwrap();
+    let length = sides.send(&[3]);
+    assert!(length < 64, "{length} bytes");
+    assert!(sides.are_equal(&[3]));
+}
+
+#[test]
+fn what_the_backup_did_to_a_page_meanwhile_does_not_matter() {
+    let mut sides = Sides::new();
+    fill(&sides.from, 3, noise(3));
+    sides.send(&[3]);
+    fill(&sides.to, 3, noise(4));
+    sides.from.write_obj(7_u64, Page::new(3).address()).unwrap();
+    sides.send(&[3]);
+    assert!(sides.are_equal(&[3]));
+}
+
+#[test]
+fn a_page_that_drove_another_out_is_not_taken_for_it() {
+    let mut sides = Sides::new();
+    fill(&sides.from, 3, noise(3));
+    fill(&sides.from, 11, noise(11));
+    sides.send(&[3, 11]);
+    assert!(sides.send(&[3]) > PAGE);
+    assert!(sides.are_equal(&[3, 11]));
+}
+
+#[test]
+fn a_change_of_a_page_that_is_not_held_is_refused() {
+    let mut sides = Sides::new();
+    fill(&sides.from, 3, noise(3));
+    sides.send(&[3]);
+    let mut out = Pages::default();
+    PageEncoder::default().encode_change(&mut sides.ours, &sides.from, Page::new(3), &mut out);
+    let bytes = out.into_bytes();
+    let nothing_held = apply_changes(&mut Bases::default(), &bytes, &sides.to);
+    assert_eq!(nothing_held, Err(BadPages::Base(3)));
+    assert_eq!(apply(&bytes, &sides.to), Err(BadPages::Base(3)));
+}
+
 proptest! {
+    #[test]
+    fn deltas_of_any_pages_leave_equal_memories(
+        deltas in proptest::collection::vec(
+            proptest::collection::btree_map(0_u64..24, (0_u64..3, 0_u64..PAGE as u64), 1..12),
+            1..12,
+        )
+    ) {
+        let mut sides = Sides::new();
+        for written in deltas {
+            for (page, (seed, at)) in &written {
+                match seed {
+                    0 => fill(&sides.from, *page, |_| 0),
+                    seed => fill(&sides.from, *page, |place| noise(*seed)(place.min(*at as usize))),
+                }
+            }
+            let pages: Vec<_> = written.keys().copied().collect();
+            sides.send(&pages);
+            prop_assert!(sides.are_equal(&pages));
+        }
+    }
+
     #[test]
     fn no_bytes_however_wild_reach_outside_memory_or_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let memory = memory::create(1).unwrap();
