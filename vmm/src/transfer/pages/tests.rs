@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::memory;
+use bytes::BytesMut;
 use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
 
 fn encoded(encoder: &mut PageEncoder, memory: &GuestRam, pages: impl Iterator<Item = Page>) -> BytesMut {
     let mut out = Pages::default();
@@ -54,6 +56,22 @@ fn a_page_is_never_taken_for_what_it_held_before() {
             .iter()
             .all(|page| content(&from, *page) == content(&to, *page))
     );
+}
+
+#[test]
+fn pages_that_follow_one_another_and_others_between_them_all_find_their_places() {
+    let [from, to] = [0; 2].map(|_| memory::create(2).unwrap());
+    // Noise does not compress; a run of it is interrupted by zeros, by what compresses, and by its own length.
+    for page in (0..512).filter(|page| page % 100 != 7) {
+        match page % 90 {
+            5 => fill(&from, page, |_| 3),
+            _ => fill(&from, page, noise(page)),
+        }
+    }
+    fill(&to, 107, noise(1));
+    let bytes = encoded(&mut PageEncoder::default(), &from, all(&from));
+    assert_eq!(apply(&bytes, &to), Ok(512));
+    assert!((0..512).all(|page| content(&from, page) == content(&to, page)));
 }
 
 #[test]
