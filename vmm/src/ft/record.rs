@@ -74,8 +74,6 @@ pub struct Recorder {
     digester: Digester,
     /// When the backup was last given something to compare.
     compared_at: Instant,
-    /// Before this, time alone is no reason for a delta.
-    next_stall: Instant,
     pace: Pace,
 }
 
@@ -99,7 +97,6 @@ impl Recorder {
             counts: DeltaCounts::default(),
             digester: Digester::default(),
             compared_at: Instant::now(),
-            next_stall: Instant::now(),
             pace: Pace::default(),
         }
     }

@@ -19,6 +19,7 @@ use lockstep_protocol::session::Parting;
 use lockstep_protocol::takeover::Deed;
 use lockstep_staging::gate::boottime;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The log of a host that is alone: nobody reads it, so only its length is kept.
 #[derive(Debug)]
@@ -221,8 +222,9 @@ impl Live {
         self.pair.as_ref().map(|_| Ended::DeviceLost(lost.kind()))
     }
 
-    /// The guest was stopped in the middle of a run: what waits for it enters there.
+    /// The guest was stopped in the middle of a run: what waits for it enters there. It keeps most of its time.
     fn stalled(&mut self, host: &mut Host) -> anyhow::Result<Option<Ended>> {
+        let begun = Instant::now();
         loop {
             if host.stop.is_asked() {
                 return Ok(Some(Ended::Stopped));
@@ -232,6 +234,7 @@ impl Live {
                 Err(error) => self.survive(host, error)?,
             }
         }
+        host.machine.pulse().owe(begun.elapsed());
         self.served(host, None)
     }
 

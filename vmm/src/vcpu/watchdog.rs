@@ -27,8 +27,8 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches the vCPU that the calling thread runs: a run that lasts longer than `limit` is stopped, at the latest after
-    /// half as long again.
+    /// Watches the vCPU that the calling thread runs: a run that lasts longer than `limit`, and than what the guest is owed
+    /// ([`Pulse::owe`]), is stopped, at the latest half of `limit` later.
     ///
     /// # Errors
     /// When there is no thread or signal to be had.
@@ -73,7 +73,7 @@ fn watch(pulse: &Pulse, limit: Duration, vcpu: Pthread, over: &AtomicBool) {
                 pulse.watch();
             }
             (Some(run), Some((before, since))) if run == before => {
-                if since.elapsed() >= limit {
+                if since.elapsed() >= limit.max(pulse.owed()) {
                     pulse.ask();
                     // A signal that comes before KVM_RUN is lost; the next look repeats it.
                     let _ = pthread_kill(vcpu, STOP_SIGNAL);

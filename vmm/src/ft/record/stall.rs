@@ -9,13 +9,10 @@ use crate::machine::Machine;
 use lockstep_protocol::ids::{GuestTime, Position};
 use lockstep_protocol::record::Input;
 use lockstep_protocol::window;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A guest without a clock of its own to wait for sees time move at least this often.
 const CLOCK_EVERY: Duration = Duration::from_millis(5);
-/// A delta that time alone asks for is made when this many times what the last one took has passed: so the guest keeps at
-/// least so much of its processor.
-const RUN_SHARE: u32 = 4;
 
 impl Recorder {
     /// Lets in what waits for a guest that was stopped in the middle of a run, if something does. After
@@ -35,18 +32,15 @@ impl Recorder {
         self.gather(machine);
         let now = self.clock.now();
         let waiting = self.batch.wakes_guest();
-        let time_wants_in = is_late(machine, now) && Instant::now() >= self.next_stall;
-        if !waiting && !time_wants_in {
+        if !waiting && !is_late(machine, now) {
             return Ok(());
         }
         self.lateness.opened(now, waiting);
-        let begun = Instant::now();
         if self.sink.has_backup() {
             self.send_delta(machine, false, now)?;
         } else {
             self.enter_batch(machine, false, None, Some(now))?;
         }
-        self.next_stall = Instant::now() + begun.elapsed() * RUN_SHARE;
         self.lateness.closed(self.clock.now());
         Ok(())
     }
