@@ -173,11 +173,11 @@ impl DeltaMaker {
             self.encoder
                 .encode_change(&mut self.bases, machine.memory(), *page, &mut piece);
             if piece.len() >= PIECE_BYTES {
-                pieces.push(std::mem::take(&mut piece).into_bytes().freeze());
+                pieces.push(std::mem::take(&mut piece).into_bytes());
             }
         }
         if !piece.is_empty() {
-            pieces.push(piece.into_bytes().freeze());
+            pieces.push(piece.into_bytes());
         }
         // The backup's guest may write them before the next delta.
         self.encoder.forget(sent);

@@ -129,7 +129,7 @@ impl<'a> Copying<'a> {
                 self.encoder.encode(&self.memory, *page, &mut out);
             }
             let done = (left.len() - rest.len()) as u64;
-            let bytes = out.into_bytes().freeze();
+            let bytes = out.into_bytes();
             if bytes.is_empty() {
                 return Ok(());
             }

@@ -54,6 +54,17 @@ struct Entry {
     length: U16,
 }
 
+impl Entry {
+    fn new(page: Page, kind: u8, length: u16) -> Self {
+        Self {
+            page: number(page),
+            kind,
+            reserved: 0,
+            length: length.into(),
+        }
+    }
+}
+
 /// Why bytes are no pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPages {

@@ -105,9 +105,8 @@ impl<'a> Taking<'a> {
             }
             other => return Err(BadPages::Kind(other)),
         };
-        let mut alone = Run::default();
-        alone.add(page, &bytes, self.memory)?;
-        alone.write(self.memory)?;
+        memory::place_of(self.memory, page.address()).ok_or(BadPages::Page(page.get()))?;
+        write(page, &mut [IoSlice::new(&bytes)], self.memory)?;
         if kind != kind::SAME {
             self.note(page, &bytes);
         }
@@ -129,8 +128,7 @@ fn unpack(page: Page, content: &[u8]) -> Result<[u8; PAGE], BadPages> {
     }
 }
 
-/// Pages that follow one another. They are written together, to the file that the memory is made of: through the mapping, a
-/// page that nobody touched yet would cost a fault, and zeros before its bytes.
+/// Pages that follow one another, to be written together.
 #[derive(Default)]
 struct Run<'a> {
     first: u64,
@@ -154,28 +152,33 @@ impl<'a> Run<'a> {
 
     /// Writes what there is, and begins anew.
     fn write(&mut self, memory: &GuestRam) -> Result<(), BadPages> {
-        if self.pages.is_empty() {
-            return Ok(());
+        if !self.pages.is_empty() {
+            write(Page::new(self.first), &mut self.pages, memory)?;
+            self.pages.clear();
         }
-        let start = Page::new(self.first).address();
-        let place = memory::place_of(memory, start).expect("each of them was looked at");
-        let (mut left, mut at) = (&mut self.pages[..], place.at);
-        while !left.is_empty() {
-            match pwritev(place.file, left, at) {
-                Ok(0) => return Err(BadPages::NoMemory(self.first)),
-                Ok(written) => {
-                    at += written as u64;
-                    IoSlice::advance_slices(&mut left, written);
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return Err(BadPages::NoMemory(self.first)),
-            }
-        }
-        // What is written through the mapping is noted by itself.
-        let (region, within) = memory.to_region_addr(start).expect("each of them was looked at");
-        let within = usize::try_from(within.0).expect("this crate is for 64-bit hosts");
-        region.bitmap().mark_dirty(within, self.pages.len() * PAGE);
-        self.pages.clear();
         Ok(())
     }
+}
+
+/// Writes pages from `first` on, which this memory has, to the file that it is made of: through the mapping, a page that
+/// nobody touched yet would cost a fault, and zeros before its bytes.
+fn write(first: Page, mut pages: &mut [IoSlice<'_>], memory: &GuestRam) -> Result<(), BadPages> {
+    let (start, bytes) = (first.address(), pages.len() * PAGE);
+    let place = memory::place_of(memory, start).expect("it was looked for");
+    let mut at = place.at;
+    while !pages.is_empty() {
+        match pwritev(place.file, pages, at) {
+            Err(Errno::INTR) => {}
+            Ok(0) | Err(_) => return Err(BadPages::NoMemory(first.get())),
+            Ok(written) => {
+                at += written as u64;
+                IoSlice::advance_slices(&mut pages, written);
+            }
+        }
+    }
+    // What is written through the mapping is noted by itself.
+    let (region, within) = memory.to_region_addr(start).expect("it was looked for");
+    let within = usize::try_from(within.0).expect("this crate is for 64-bit hosts");
+    region.bitmap().mark_dirty(within, bytes);
+    Ok(())
 }

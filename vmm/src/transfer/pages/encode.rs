@@ -1,10 +1,11 @@
 //! The side that sends pages: which kind each of them is sent as. It remembers what the other side holds, and cuts nothing
 //! into pieces: that is the caller's.
 
-use super::{Bases, Entry, PAGE, all, content_of, index, kind, number};
+use super::{Bases, Entry, PAGE, all, index, kind, number};
 use crate::memory::GuestRam;
 use crate::state::dirty::Page;
-use bytes::{BufMut, BytesMut};
+use bytes::Bytes;
+use vm_memory::Bytes as _;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::IntoBytes;
 
@@ -29,7 +30,6 @@ const NOTHING: u128 = 0;
 /// After so many attempts to compress that did not pay, only one page of so many is tried: memory that does not compress
 /// then costs little more than its bytes.
 const FAILED_MAX: u32 = 16;
-const OURS: &str = "only pages of this memory are sent";
 
 impl PageEncoder {
     /// Appends what the other side needs to have `page` as it is in `memory` now. The guest may be writing to it: what
@@ -38,9 +38,9 @@ impl PageEncoder {
     /// # Panics
     /// When the memory does not have the page.
     pub fn encode(&mut self, memory: &GuestRam, page: Page, out: &mut Pages) {
-        let bytes = content_of(page, memory).expect(OURS);
-        if !self.encode_known(memory, page, &bytes, out) {
-            self.add_bytes(page, &bytes, out);
+        let staged = out.stage(memory, page);
+        if !self.encode_known(memory, page, staged, out) {
+            self.add_bytes(page, staged, out);
         }
     }
 
@@ -49,17 +49,20 @@ impl PageEncoder {
     /// # Panics
     /// When the memory does not have the page.
     pub fn encode_change(&mut self, bases: &mut Bases, memory: &GuestRam, page: Page, out: &mut Pages) {
-        let bytes = content_of(page, memory).expect(OURS);
-        if self.encode_known(memory, page, &bytes, out) {
+        let staged = out.stage(memory, page);
+        if self.encode_known(memory, page, staged, out) {
             return;
         }
-        let mut change = bytes;
+        let mut change = *out.staged();
         let packed = bases.exchange(page, &mut change).then(|| self.pack(&change));
+        bases.note(page, out.staged());
         match packed.flatten() {
-            Some(length) => out.add(page, kind::CHANGE, length, &self.scratch[..length]),
-            None => self.add_bytes(page, &bytes, out),
+            Some(length) => {
+                out.unstage(staged);
+                out.add(page, kind::CHANGE, &self.scratch[..length]);
+            }
+            None => self.add_bytes(page, staged, out),
         }
-        bases.note(page, &bytes);
     }
 
     /// The other side may no longer hold what was sent for these pages, all that were sent.
@@ -69,20 +72,21 @@ impl PageEncoder {
         }
     }
 
-    /// Appends a page of zeros, or one that the other side has elsewhere. `false` if it is none.
-    fn encode_known(&mut self, memory: &GuestRam, page: Page, bytes: &[u8; PAGE], out: &mut Pages) -> bool {
+    /// Appends the page that is staged, if it is zeros or one that the other side has elsewhere. `false` if it is neither.
+    fn encode_known(&mut self, memory: &GuestRam, page: Page, staged: Staged, out: &mut Pages) -> bool {
         if self.sent.is_empty() {
             let count = usize::try_from(all(memory).last().map_or(0, Page::get) + 1);
             let count = count.expect("guest memory is 3 GiB at most");
             self.sent = vec![NOTHING; count];
             self.holders = vec![Page::new(0); count.next_power_of_two()];
         }
-        if *bytes == [0; PAGE] {
+        if *out.staged() == [0; PAGE] {
             self.sent[index(page)] = NOTHING;
+            out.unstage(staged);
             out.add_zero(page);
             return true;
         }
-        let content = xxh3_128(bytes);
+        let content = xxh3_128(out.staged());
         self.sent[index(page)] = content;
         let place = content as usize & (self.holders.len() - 1);
         let holder = std::mem::replace(&mut self.holders[place], page);
@@ -90,21 +94,24 @@ impl PageEncoder {
         let is_there = holder != page && content != NOTHING && self.sent[index(holder)] == content;
         if is_there {
             self.holders[place] = holder;
-            out.add(page, kind::SAME, 4, number(holder).as_bytes());
+            out.unstage(staged);
+            out.add(page, kind::SAME, number(holder).as_bytes());
         }
         is_there
     }
 
-    fn add_bytes(&mut self, page: Page, bytes: &[u8; PAGE], out: &mut Pages) {
+    /// Appends the page that is staged.
+    fn add_bytes(&mut self, page: Page, staged: Staged, out: &mut Pages) {
         let tries = self.failed < FAILED_MAX || page.get().is_multiple_of(u64::from(FAILED_MAX));
         if tries {
-            if let Some(length) = self.pack(bytes) {
+            if let Some(length) = self.pack(out.staged()) {
                 self.failed = 0;
-                return out.add(page, kind::LZ4, length, &self.scratch[..length]);
+                out.unstage(staged);
+                return out.add(page, kind::LZ4, &self.scratch[..length]);
             }
             self.failed = self.failed.saturating_add(1);
         }
-        out.add(page, kind::RAW, PAGE, bytes);
+        out.keep(page, staged);
     }
 
     /// Compresses into the scratch, if that pays: to so many bytes.
@@ -119,17 +126,21 @@ impl PageEncoder {
 /// Encoded pages, to be sent as one piece.
 #[derive(Debug, Default)]
 pub struct Pages {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     /// A run of zeros at the end that may still grow: its first page, and how many.
     zeros: Option<(Page, u16)>,
 }
+
+/// Where a page begins that was read to where its bytes are to be if it is sent as it is: most pages are copied once so.
+#[derive(Clone, Copy, Debug)]
+struct Staged(usize);
 
 impl Pages {
     /// Room for about so many bytes.
     #[must_use]
     pub fn with_room(bytes: usize) -> Self {
         Self {
-            bytes: BytesMut::with_capacity(bytes + PAGE + size_of::<Entry>()),
+            bytes: Vec::with_capacity(bytes + PAGE + 2 * size_of::<Entry>()),
             zeros: None,
         }
     }
@@ -148,9 +159,43 @@ impl Pages {
 
     /// All of it.
     #[must_use]
-    pub fn into_bytes(mut self) -> BytesMut {
+    pub fn into_bytes(mut self) -> Bytes {
         self.end_zeros();
-        self.bytes
+        self.bytes.into()
+    }
+
+    /// Reads a page, behind room for what stands before its bytes.
+    fn stage(&mut self, memory: &GuestRam, page: Page) -> Staged {
+        let begin = self.bytes.len();
+        let entries = if self.zeros.is_some() { 2 } else { 1 };
+        self.bytes.resize(begin + entries * size_of::<Entry>(), 0);
+        memory
+            .write_all_volatile_to(page.address(), &mut self.bytes, PAGE)
+            .expect("only pages of this memory are sent");
+        Staged(begin)
+    }
+
+    /// The page that is staged.
+    fn staged(&self) -> &[u8; PAGE] {
+        self.bytes.last_chunk().expect("a page is staged")
+    }
+
+    /// It is not sent as it is.
+    fn unstage(&mut self, Staged(begin): Staged) {
+        self.bytes.truncate(begin);
+    }
+
+    /// It is.
+    fn keep(&mut self, page: Page, Staged(begin): Staged) {
+        let zeros = self.zeros.take();
+        let zeros = zeros.map(|(first, count)| Entry::new(first, kind::ZEROS, count));
+        let entries = zeros
+            .into_iter()
+            .chain([Entry::new(page, kind::RAW, PAGE as u16)]);
+        let room = self.bytes[begin..].chunks_exact_mut(size_of::<Entry>());
+        for (entry, room) in entries.zip(room) {
+            room.copy_from_slice(entry.as_bytes());
+        }
     }
 
     fn add_zero(&mut self, page: Page) {
@@ -167,23 +212,16 @@ impl Pages {
 
     fn end_zeros(&mut self) {
         if let Some((first, count)) = self.zeros.take() {
-            self.put(first, kind::ZEROS, count);
+            let entry = Entry::new(first, kind::ZEROS, count);
+            self.bytes.extend_from_slice(entry.as_bytes());
         }
     }
 
-    fn add(&mut self, page: Page, kind: u8, length: usize, bytes: &[u8]) {
+    fn add(&mut self, page: Page, kind: u8, bytes: &[u8]) {
         self.end_zeros();
-        self.put(page, kind, u16::try_from(length).expect("a page is 4 KiB"));
-        self.bytes.put_slice(bytes);
-    }
-
-    fn put(&mut self, page: Page, kind: u8, length: u16) {
-        let entry = Entry {
-            page: number(page),
-            kind,
-            reserved: 0,
-            length: length.into(),
-        };
-        self.bytes.put_slice(entry.as_bytes());
+        let length = u16::try_from(bytes.len()).expect("a page is 4 KiB");
+        self.bytes
+            .extend_from_slice(Entry::new(page, kind, length).as_bytes());
+        self.bytes.extend_from_slice(bytes);
     }
 }

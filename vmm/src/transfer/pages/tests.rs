@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::memory;
-use bytes::BytesMut;
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
-fn encoded(encoder: &mut PageEncoder, memory: &GuestRam, pages: impl Iterator<Item = Page>) -> BytesMut {
+fn encoded(encoder: &mut PageEncoder, memory: &GuestRam, pages: impl Iterator<Item = Page>) -> bytes::Bytes {
     let mut out = Pages::default();
     pages.for_each(|page| encoder.encode(memory, page, &mut out));
     out.into_bytes()
