@@ -14,7 +14,7 @@ pub use encode::{PageEncoder, Pages};
 
 use crate::memory::GuestRam;
 use crate::state::dirty::Page;
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -95,13 +95,6 @@ fn index(page: Page) -> usize {
 /// How a page is named on the way.
 fn number(page: Page) -> U32 {
     U32::new(u32::try_from(page.get()).expect("guest memory is 3 GiB at most"))
-}
-
-fn content_of(page: Page, memory: &GuestRam) -> Result<[u8; PAGE], BadPages> {
-    let mut bytes = [0; PAGE];
-    let read = memory.read_slice(&mut bytes, page.address());
-    read.map_err(|_| BadPages::Page(page.get()))?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The side that takes pages in: bytes from another host, of which nothing is believed. The first that is no page of this
 //! memory ends it.
 
-use super::{BadPages, Bases, Entry, PAGE, content_of, kind};
+use super::{BadPages, Bases, Entry, PAGE, kind};
 use crate::memory::{self, GuestRam};
 use crate::state::dirty::Page;
 use rustix::io::{Errno, pwritev};
 use std::io::IoSlice;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
@@ -105,7 +105,6 @@ impl<'a> Taking<'a> {
             }
             other => return Err(BadPages::Kind(other)),
         };
-        memory::place_of(self.memory, page.address()).ok_or(BadPages::Page(page.get()))?;
         write(page, &mut [IoSlice::new(&bytes)], self.memory)?;
         if kind != kind::SAME {
             self.note(page, &bytes);
@@ -126,6 +125,13 @@ fn unpack(page: Page, content: &[u8]) -> Result<[u8; PAGE], BadPages> {
         Ok(PAGE) => Ok(bytes),
         _ => Err(BadPages::Length(page.get())),
     }
+}
+
+fn content_of(page: Page, memory: &GuestRam) -> Result<[u8; PAGE], BadPages> {
+    let mut bytes = [0; PAGE];
+    let read = memory.read_slice(&mut bytes, page.address());
+    read.map_err(|_| BadPages::Page(page.get()))?;
+    Ok(bytes)
 }
 
 /// Pages that follow one another, to be written together.
@@ -160,11 +166,11 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Writes pages from `first` on, which this memory has, to the file that it is made of: through the mapping, a page that
-/// nobody touched yet would cost a fault, and zeros before its bytes.
+/// Writes pages from `first` on to the file that the memory is made of: through the mapping, a page that nobody touched yet
+/// would cost a fault, and zeros before its bytes.
 fn write(first: Page, mut pages: &mut [IoSlice<'_>], memory: &GuestRam) -> Result<(), BadPages> {
-    let (start, bytes) = (first.address(), pages.len() * PAGE);
-    let place = memory::place_of(memory, start).expect("it was looked for");
+    let (start, bytes, unknown) = (first.address(), pages.len() * PAGE, BadPages::Page(first.get()));
+    let place = memory::place_of(memory, start).ok_or(unknown)?;
     let mut at = place.at;
     while !pages.is_empty() {
         match pwritev(place.file, pages, at) {
@@ -177,8 +183,8 @@ fn write(first: Page, mut pages: &mut [IoSlice<'_>], memory: &GuestRam) -> Resul
         }
     }
     // What is written through the mapping is noted by itself.
-    let (region, within) = memory.to_region_addr(start).expect("it was looked for");
-    let within = usize::try_from(within.0).expect("this crate is for 64-bit hosts");
+    let (region, within) = memory.to_region_addr(start).ok_or(unknown)?;
+    let within = usize::try_from(within.0).map_err(|_| unknown)?;
     region.bitmap().mark_dirty(within, bytes);
     Ok(())
 }

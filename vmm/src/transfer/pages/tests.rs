@@ -3,6 +3,7 @@
 use super::*;
 use crate::memory;
 use proptest::prelude::*;
+use vm_memory::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
 
 fn encoded(encoder: &mut PageEncoder, memory: &GuestRam, pages: impl Iterator<Item = Page>) -> bytes::Bytes {
