@@ -41,6 +41,32 @@ fn a_log_can_be_replayed_again_and_again() {
 }
 
 #[test]
+fn what_an_output_needs_includes_a_digest_of_the_machine_that_made_it() {
+    recording::with(
+        "what_an_output_needs_includes_a_digest_of_the_machine_that_made_it",
+        |recording| {
+            let mut records = recording.records();
+            let is_end = |mark: &Record| mark.position == recording.outcome.position;
+            let bare = records.windows(2).find(|pair| {
+                let [before, mark] = pair else { return false };
+                let compared =
+                    matches!(before.input, Input::Digest { .. }) && before.position == mark.position;
+                matches!(mark.input, Input::Mark) && !is_end(mark) && !compared
+            });
+            assert_eq!(bare, None);
+
+            // And it is compared: with another one the replay does not get past it.
+            let digest = records
+                .iter_mut()
+                .find(|record| matches!(record.input, Input::Digest { .. }))
+                .expect("some output was made");
+            flip(digest, 0);
+            assert!(replay(recording, records).is_err());
+        },
+    );
+}
+
+#[test]
 fn one_flipped_bit_of_a_received_value_shows_in_the_end() {
     recording::with(
         "one_flipped_bit_of_a_received_value_shows_in_the_end",
@@ -146,8 +172,8 @@ fn find_marked_value(records: &[Record]) -> (usize, usize) {
 
 fn flip(record: &mut Record, at: usize) {
     assert!(record.position > Position::ZERO);
-    let Input::Frame { bytes, .. } = &mut record.input else {
-        panic!("only frames carry the mark")
+    let (Input::Frame { bytes, .. } | Input::Digest { bytes }) = &mut record.input else {
+        panic!("only frames and digests have bytes to flip")
     };
     let mut changed = bytes.to_vec();
     changed[at] ^= 1;

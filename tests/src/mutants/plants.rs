@@ -122,8 +122,14 @@ pub const PLANTS: &[Plant] = &[
     Plant {
         name: "needs-the-inputs-without-the-mark",
         file: WINDOW,
-        from: "    start.next()\n",
-        to: "    start\n",
+        from: "{ start.next() }",
+        to: "{ start }",
+    },
+    Plant {
+        name: "an-output-without-a-digest",
+        file: WINDOW,
+        from: "    digest\n        .map(|bytes| Input::Digest { bytes })",
+        to: "    digest\n        .filter(|_| !mark)\n        .map(|bytes| Input::Digest { bytes })",
     },
     Plant {
         name: "every-record-closes-its-window",

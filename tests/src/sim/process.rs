@@ -17,7 +17,7 @@ pub(crate) use start::StartAs;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use lockstep_protocol::ids::{GuestTime, Holder, LogOffset, Term};
+use lockstep_protocol::ids::{GuestTime, Holder, LogOffset, Position, Term};
 use lockstep_protocol::replay::Follower;
 use lockstep_protocol::session::Parting;
 use lockstep_protocol::time::Instant;
@@ -114,8 +114,8 @@ impl Default for Following {
 enum Flaw {
     /// None has flipped, or the guest was healed.
     None,
-    /// The process does not know yet.
-    Hidden,
+    /// The process does not know yet that a bit flipped when the guest was there.
+    Hidden(Position),
     /// It does: its guest has diverged.
     Known,
 }

@@ -114,6 +114,13 @@ impl DeltaMaker {
         self.look_at = Some(Instant::now() + LOOK_EVERY.max(took * LOOK_SHARE));
     }
 
+    /// How long it is until what was written is looked at, if it is tracked.
+    #[must_use]
+    pub fn look_in(&self) -> Option<Duration> {
+        self.writes.as_ref()?;
+        Some(self.look_at?.saturating_duration_since(Instant::now()))
+    }
+
     /// There is no backup any more.
     pub fn stop(&mut self) {
         (self.writes, self.bases) = (None, Bases::default());

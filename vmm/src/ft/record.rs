@@ -73,7 +73,6 @@ pub struct Recorder {
     counts: DeltaCounts,
     digester: Digester,
     /// When the backup was last given something to compare.
-    compared_at: Instant,
     pace: Pace,
 }
 
@@ -96,7 +95,6 @@ impl Recorder {
             deltas: DeltaMaker::default(),
             counts: DeltaCounts::default(),
             digester: Digester::default(),
-            compared_at: Instant::now(),
             pace: Pace::default(),
         }
     }
@@ -197,8 +195,6 @@ impl Recorder {
             return self.end_epoch(machine, exit);
         }
         follow_driver(&mut self.ports, machine, exit);
-        let written = self.follow_writes(machine)?;
-        let digest = self.digest(machine, exit, written.as_deref())?;
         self.batch.begin();
         let deadline = exit
             .idle
@@ -207,17 +203,19 @@ impl Recorder {
             if self.sink.is_lost() {
                 return Err(PeerLost.into());
             }
+            let written = self.follow_writes(machine)?;
+            let digest = self.digest(machine, exit, written.as_deref())?;
             self.gather(machine);
             let now = self.clock.now();
             self.lateness.opened(now, self.batch.wakes_guest());
             let mark = exit.calls();
-            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline) || digest.is_some();
+            let tick = self.batch.wakes_guest() || is_due(machine, now, deadline) || written.is_some();
             if tick || mark {
                 let start = self.enter_batch(machine, mark, digest.as_deref(), tick.then_some(now))?;
                 if mark || (deadline.is_none() && self.is_time_to_send(now)) {
                     self.sink.flush();
                 }
-                self.order(&mut exit.kicks, window::needs(start));
+                self.order(&mut exit.kicks, window::needs(start, digest.is_some()));
                 self.lateness.closed(self.clock.now());
                 return Ok(());
             }
@@ -229,7 +227,8 @@ impl Recorder {
                 Some(_) if stop.is_asked() || self.is_wanted() => return Ok(()),
                 Some(until) => {
                     self.sink.flush();
-                    wait::sleep(&mut self.ports, &self.waker, remaining(until, now));
+                    let limit = remaining(until, now).into_iter().chain(self.look_in()).min();
+                    wait::sleep(&mut self.ports, &self.waker, limit);
                 }
             }
         }

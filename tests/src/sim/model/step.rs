@@ -219,7 +219,7 @@ impl Pair {
         let reply = Reply {
             number: live.vm.known,
             position: live.vm.position,
-            needs: window::needs(start),
+            needs: window::needs(start, false),
         };
         let held = live.held.hold(reply.needs, 1, reply);
         held.expect("there are fewer requests than an outbox holds");

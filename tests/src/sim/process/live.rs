@@ -94,8 +94,8 @@ impl Process {
         }
         self.consume(&batch);
         let inputs: Vec<_> = batch.inputs.iter().map(Input::borrowed).collect();
-        let digest = env.dice.chance(env.plan.digests);
-        let digest = digest.then(|| self.guest.fingerprint().to_le_bytes());
+        let has_digest = env.dice.chance(env.plan.digests) || mark;
+        let digest = has_digest.then(|| self.guest.fingerprint().to_le_bytes());
         let digest = digest.as_ref().map(|bytes| &bytes[..]);
         let tick = tick.then_some(now);
         let inputs: Vec<_> = window::entries(mark, digest, tick, inputs.into_iter()).collect();
@@ -103,7 +103,7 @@ impl Process {
         if mark || exit.idle.is_none() {
             self.flush(env);
         }
-        self.order(env, exit.kick.take(), window::needs(start));
+        self.order(env, exit.kick.take(), window::needs(start, has_digest));
         match exit.end {
             true => self.begin_to_leave(env, Parting::PowerOff),
             false => self.run_on(env),

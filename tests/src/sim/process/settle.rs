@@ -193,6 +193,14 @@ impl Process {
             );
             env.accuse("I4", self.desk.host, &sentence);
         }
+        if let (Flaw::Hidden(at), Some(furthest)) = (self.flaw, furthest)
+            && furthest > at
+        {
+            let sentence = format!(
+                "it lives with a bit that flipped at position {at}, but an output left that was made at {furthest}"
+            );
+            env.accuse("I17", self.desk.host, &sentence);
+        }
         self.powered = true;
         self.alone_end = survivor.takeover.end();
         let since = survivor.heard;

@@ -121,8 +121,11 @@ impl Process {
                     return Replay::Diverged;
                 }
                 env.oracle.tally.deltas += 1;
-                if heals {
-                    self.healed(env);
+                match (heals, self.flaw) {
+                    (true, _) => self.healed(env),
+                    // All of the guest is the primary's now, what was wrong with it included.
+                    (false, Flaw::Hidden(_)) => self.flaw = Flaw::None,
+                    (false, Flaw::None | Flaw::Known) => {}
                 }
                 exit = Exit::default();
                 following.marked = false;
@@ -154,7 +157,7 @@ impl Process {
         if self.flaw == Flaw::None && env.dice.chance(env.plan.flips) {
             env.tell(self.desk.host, || "has a bit flipped in its guest".into());
             self.guest.wander(env.dice.any());
-            self.flaw = Flaw::Hidden;
+            self.flaw = Flaw::Hidden(at);
         }
         Replay::More
     }
@@ -181,7 +184,7 @@ impl Process {
 
     /// The guest is not the primary's any more. Only a bit that flipped may have made it so.
     fn diverge(&mut self, env: &mut Env, following: &mut Following, why: &dyn std::fmt::Display) -> Replay {
-        if self.flaw != Flaw::Hidden {
+        if !matches!(self.flaw, Flaw::Hidden(_)) {
             env.accuse("I3", self.desk.host, &why);
             return Replay::Diverged;
         }

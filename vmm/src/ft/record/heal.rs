@@ -1,6 +1,6 @@
 //! How a primary lets its backup find out that it has diverged, and makes it equal again.
 //!
-//! Digests go into the log now and then, in windows. When the backup found a difference, its acks have stopped, and it has
+//! Digests go into the log, in windows: short ones where outputs are made, longer ones now and then. When the backup found a difference, its acks have stopped, and it has
 //! said what its memory comes to: then a delta of all pages that differ is made as soon as the guest stands still. A backup
 //! that differs in too much is given up; a spare is then made a new one.
 
@@ -12,20 +12,18 @@ use crate::state::dirty::Page;
 use lockstep_protocol::record::Input;
 use std::time::{Duration, Instant};
 
-/// Registers are compared where outputs are made, but no more often than this.
-const COMPARE_EVERY: Duration = Duration::from_millis(4);
 /// Pages that a delta may have that heals, 32 MiB: they go into the log at once, although nothing is acked.
 const HEAL_PAGES_MAX: usize = 8192;
 
 impl Recorder {
-    /// The digest of this window, if it is time for one. Outputs are compared at least that far.
+    /// The digest of this window: a short one where an output is made (I17), a longer one if what was `written` is looked at.
     pub(super) fn digest(
         &mut self,
         machine: &Machine,
         exit: &Exit,
         written: Option<&[Page]>,
     ) -> Result<Option<Vec<u8>>, WindowError> {
-        let is_time = !exit.kicks.is_empty() && self.compared_at.elapsed() >= COMPARE_EVERY;
+        let has_output = !exit.kicks.is_empty();
         let begun = Instant::now();
         let digest = match written {
             Some(written) => {
@@ -33,12 +31,18 @@ impl Recorder {
                 self.deltas.looked(begun.elapsed());
                 digest
             }
-            None if is_time && self.sink.has_equal_backup() => Digester::short(machine),
+            None if has_output && self.sink.has_equal_backup() => Digester::short(machine),
             None => return Ok(None),
         };
-        self.compared_at = Instant::now();
         let digest = digest.map_err(|error| WindowError::Delta(CaptureError::from(error).into()))?;
         Ok(Some(digest))
+    }
+
+    /// How long a guest that idles may sleep before what it wrote is looked at: a backup that has diverged meanwhile must not
+    /// wait for the next request to be found out.
+    pub(super) fn look_in(&self) -> Option<Duration> {
+        let compares = self.sink.has_backup() && self.sink.has_equal_backup();
+        self.deltas.look_in().filter(|_| compares)
     }
 
     /// Heals a backup that has diverged, if there is one and it has said what is needed. Called when a window was served, or
