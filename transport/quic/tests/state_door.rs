@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lockstep_protocol::{Hello, NodeName, Role};
 use lockstep_quic::dates::Validity;
 use lockstep_quic::identity::Identity;
@@ -61,4 +62,30 @@ fn a_stranger_that_stalls_in_its_handshake_keeps_no_spare_waiting() {
     let admitted = door.admit(SOON).unwrap();
     assert_eq!(admitted.peer().node, NodeName::new("b").unwrap());
     assert!(taken_in.join().unwrap());
+}
+
+#[test]
+fn a_spare_that_leaves_is_noticed_by_who_sends_more_and_more() {
+    let (host, spare) = (identity("a"), identity("b"));
+    let address = free_address();
+    let door = StateDoor::open(config("a", Role::Primary, &host, &spare, address)).unwrap();
+    let knocking = config("b", Role::Backup, &spare, &host, address);
+    let leaving = thread::spawn(move || {
+        let mut receiver = std::iter::repeat_with(|| StateReceiver::dial(&knocking))
+            .find_map(Result::ok)
+            .unwrap();
+        let first = receiver.take().unwrap();
+        drop(receiver);
+        first
+    });
+    let mut sender = door.admit(SOON).unwrap();
+
+    let piece = Bytes::from(vec![7; 1 << 20]);
+    let begin = Instant::now();
+    let refused = std::iter::repeat_with(|| sender.send(1, piece.clone())).find_map(Result::err);
+    assert!(begin.elapsed() < SOON);
+    assert!(refused.unwrap().to_string().contains("the copy is over"));
+    // It stays so.
+    sender.send(1, piece.clone()).unwrap_err();
+    assert_eq!(leaving.join().unwrap(), (1, piece));
 }

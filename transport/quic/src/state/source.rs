@@ -7,12 +7,12 @@ use bytes::Bytes;
 use lockstep_protocol::{Ack, Hello, Message};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::piece::PieceHead;
+use super::piece::{self, PIECES_WAITING, Piece};
 use super::{CLOSED_DONE, Control, STEP_WAIT, StateConfig, runtime};
 use crate::config::{LinkConfig, MAX_HANDSHAKES};
 use crate::endpoint::{Arrival, PinnedEndpoint};
@@ -53,12 +53,15 @@ impl StateDoor {
         let first = async { timeout(limit, self.first_spare()).await.ok()? };
         let (connection, theirs, control, stream) = self.runtime.block_on(first)?;
         info!(spare = %theirs.node, "A spare is there");
+        let (pieces, queue) = mpsc::channel(PIECES_WAITING);
+        let writer = self.runtime.spawn(piece::write_all(stream, queue));
         Some(StateSender {
             runtime: Arc::clone(&self.runtime),
             connection,
             theirs,
             control,
-            stream,
+            pieces,
+            writer: Some(writer),
         })
     }
 
@@ -120,7 +123,9 @@ pub struct StateSender {
     connection: Connection,
     theirs: Hello,
     control: Control,
-    stream: SendStream,
+    pieces: mpsc::Sender<Piece>,
+    /// None once it was heard how it ended.
+    writer: Option<JoinHandle<Result<(), StreamFault>>>,
 }
 
 impl StateSender {
@@ -129,17 +134,19 @@ impl StateSender {
         &self.theirs
     }
 
-    /// Sends one piece of a kind that the VMMs agreed on; waits while the spare is behind.
+    /// Sends one piece of a kind that the VMMs agreed on, as soon as those before it are sent; waits while the spare is behind.
     ///
     /// # Errors
-    /// When the spare is gone.
+    /// When the spare is gone, as it was found with a piece before.
     pub fn send(&mut self, kind: u8, piece: Bytes) -> Result<(), PairError> {
-        let length = piece.len();
-        let head = Bytes::copy_from_slice(&PieceHead { length, kind }.to_bytes());
-        let address = self.connection.remote_address();
-        self.runtime
-            .block_on(self.stream.write_all_chunks(&mut [head, piece]))
-            .map_err(|error| PairError::of(address, error.into()))
+        if self.pieces.blocking_send((kind, piece)).is_ok() {
+            return Ok(());
+        }
+        let fault = match self.writer.take().map(|writer| self.runtime.block_on(writer)) {
+            Some(Ok(Err(fault))) => fault,
+            Some(Ok(Ok(())) | Err(_)) | None => StreamFault::Ended,
+        };
+        Err(PairError::of(self.connection.remote_address(), fault))
     }
 
     /// What the spare knows of the disk that it has, once: so many bytes at most.

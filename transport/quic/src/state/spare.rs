@@ -8,9 +8,11 @@ use bytes::Bytes;
 use lockstep_protocol::{Ack, Hello, LogOffset, Message, Position, Term};
 use quinn::{Connection, RecvStream};
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{CLOSED_DONE, Control, STEP_WAIT, StateConfig, piece, runtime};
+use super::piece::{self, PIECES_WAITING, Piece};
+use super::{CLOSED_DONE, Control, STEP_WAIT, StateConfig, runtime};
 use crate::config::LinkConfig;
 use crate::endpoint::PinnedEndpoint;
 use crate::link::PairError;
@@ -29,7 +31,7 @@ pub struct StateReceiver {
     connection: Connection,
     theirs: Hello,
     control: Control,
-    stream: RecvStream,
+    pieces: mpsc::Receiver<Result<Piece, StreamFault>>,
 }
 
 impl StateReceiver {
@@ -46,13 +48,15 @@ impl StateReceiver {
         let (connection, theirs, control, stream) =
             runtime.block_on(greet_source(&endpoint, config.address, &config.hello))?;
         drop(_inside);
+        let (queue, pieces) = mpsc::channel(PIECES_WAITING);
+        runtime.spawn(piece::read_all(stream, queue));
         Ok(Self {
             runtime,
             endpoint,
             connection,
             theirs,
             control,
-            stream,
+            pieces,
         })
     }
 
@@ -80,9 +84,8 @@ impl StateReceiver {
     /// # Errors
     /// When the other host is gone or breaks the rules.
     pub fn take(&mut self) -> Result<(u8, Bytes), PairError> {
-        let address = self.connection.remote_address();
-        let piece = self.runtime.block_on(piece::read(&mut self.stream));
-        piece.map_err(|fault| PairError::of(address, fault))
+        let piece = self.pieces.blocking_recv().unwrap_or(Err(StreamFault::Ended));
+        piece.map_err(|fault| PairError::of(self.connection.remote_address(), fault))
     }
 
     /// Everything is held: the log may begin at `start`, in this term.
