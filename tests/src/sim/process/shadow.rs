@@ -157,7 +157,8 @@ impl Process {
         if self.flaw == Flaw::None && env.dice.chance(env.plan.flips) {
             env.tell(self.desk.host, || "has a bit flipped in its guest".into());
             self.guest.wander(env.dice.any());
-            self.flaw = Flaw::Hidden(at);
+            // Where the guest is now: a delta that heals may just have taken it further.
+            self.flaw = Flaw::Hidden(self.guest.position());
         }
         Replay::More
     }
