@@ -122,8 +122,8 @@ pub const PLANTS: &[Plant] = &[
     Plant {
         name: "needs-the-inputs-without-the-mark",
         file: WINDOW,
-        from: "{ start.next() }",
-        to: "{ start }",
+        from: "        start.next()\n",
+        to: "        start\n",
     },
     Plant {
         name: "an-output-without-a-digest",
