@@ -283,3 +283,19 @@ pub const PLANTS: &[Plant] = &[
         to: "",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::PLANTS;
+    use std::path::Path;
+
+    #[test]
+    fn every_bug_has_its_place_in_the_source_as_it_is() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("tests/ lies in the workspace");
+        for plant in PLANTS {
+            plant.text(root).expect("a bug that has no place is planted anew");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_protocol::{Backup, Heartbeat, LogFault, LogOffset, Message, NewerTerm};
 use quinn::{Connection, RecvStream};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::{
@@ -101,6 +102,9 @@ impl Driver<'_> {
                 .with(|backup| take_pieces(backup, &mut pieces[..count]))
             {
                 Ok(Ok(upto)) => {
+                    // The ack leaves first: an output waits for it, and to wake a thread takes as long as to send a packet.
+                    self.shared.news.ring();
+                    yield_now().await;
                     self.shared.deliver();
                     self.events.borrow_mut().received(upto);
                 }

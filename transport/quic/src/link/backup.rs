@@ -237,10 +237,9 @@ impl BackupShared {
         }
     }
 
-    /// Records came: the vCPU thread may wait for them, and an ack is due.
+    /// Records came: the vCPU thread may wait for them.
     pub(crate) fn deliver(&self) {
         self.arrived.notify_all();
-        self.news.ring();
     }
 
     /// The session is over, and all events of it were reported.
