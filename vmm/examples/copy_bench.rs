@@ -1,8 +1,9 @@
 //! How fast memory goes to a new backup, and what the same kind of connection carries of plain bytes, in turns in one run.
 //!
 //! Both ends are in this process, on loopback, with the parts that `lockstep run` and `lockstep standby` copy with: a machine of
-//! this host's KVM whose writes are tracked, and whose memory is filled with chance. It is measured until the spare says that
-//! all of it is in place. The last line on standard output is a JSON object with `--json`.
+//! this host's KVM whose writes are tracked, and whose memory is filled with chance, and the memory of a spare that has waited
+//! for it. It is measured until the spare says that all of it is in place. The last line on standard output is a JSON object
+//! with `--json`.
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -136,6 +137,8 @@ impl Ends {
     fn copy(&self, machine: &Machine, mib: u64) -> anyhow::Result<Duration> {
         let spare = self.spare.clone();
         let to = Arc::new(memory::create(mib)?);
+        // As a spare does that has waited.
+        memory::touch(&to, GuestAddress(0), mib << 20);
         let receiver = thread::spawn({
             let to = Arc::clone(&to);
             move || -> anyhow::Result<()> {

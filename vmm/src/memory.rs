@@ -1,13 +1,14 @@
 //! Guest memory: one sealed memfd, mapped here and shared with the device processes.
 //! The machine builder makes it; the vhost-user front-end passes its file on. Nothing here knows what lies in it.
 
+use crate::state::dirty::Page;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
 use std::fs::File;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Guest memory. It notes every page that the VMM itself writes; what the guest writes, KVM notes when asked to.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -91,6 +92,17 @@ pub fn clear(memory: &GuestRam) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// Has the host make up pages from `start` on, at most `bytes` bytes of them, and says where they end. What lies in them stays.
+/// Pages that nobody touched before are dear where hosts are virtual machines themselves: so a spare touches its memory while it
+/// waits, not while a copy comes.
+pub fn touch(memory: &GuestRam, start: GuestAddress, bytes: u64) -> GuestAddress {
+    let pages = (start.0..start.0.saturating_add(bytes)).step_by(Page::BYTES);
+    let mut pages = pages.map(GuestAddress);
+    pages
+        .find(|page| memory.read_obj::<u8>(*page).is_err())
+        .unwrap_or(GuestAddress(start.0.saturating_add(bytes)))
+}
+
 /// Makes `mib` MiB of zeroed guest memory starting at guest address 0.
 ///
 /// # Errors
@@ -111,7 +123,21 @@ pub fn create(mib: u64) -> Result<GuestRam, MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_is_touched_to_its_end_and_keeps_what_lies_in_it() {
+        let memory = create(2).unwrap();
+        memory.write_obj(7_u64, GuestAddress(0x1_2345)).unwrap();
+        let half = touch(&memory, GuestAddress(0), 1 << 20);
+        assert_eq!(half, GuestAddress(1 << 20));
+        let end = touch(&memory, half, 1 << 30);
+        assert_eq!(end, GuestAddress(2 << 20));
+        assert_eq!(touch(&memory, end, 1 << 20), end);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1_2345)).unwrap(), 7);
+        let file = place_of(&memory, GuestAddress(0)).unwrap().file;
+        // In blocks of 512 bytes.
+        assert_eq!(rustix::fs::fstat(file).unwrap().st_blocks, 2 << 20 >> 9);
+    }
 
     #[test]
     fn memory_that_was_cleared_reads_as_zeros_everywhere_it_is_shared() {

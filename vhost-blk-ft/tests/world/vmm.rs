@@ -27,7 +27,12 @@ impl Vmm {
     }
 
     pub(crate) fn connect_at(folder: &Path, mut front_end: Frontend) -> Self {
-        let (end, facts) = staging(folder).unwrap();
+        // A VMM that is gone is noticed in its own time.
+        let connected = eventually("a disk without a VMM", || match staging(folder) {
+            Err(ConnectError::Refused { .. }) => None,
+            other => Some(other),
+        });
+        let (end, facts) = connected.unwrap();
         let guest = Guest::new();
         guest.attach(&mut front_end, false);
         let gate = end.gate();

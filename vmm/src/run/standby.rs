@@ -8,6 +8,7 @@ use crate::ft::pair::BackupSide;
 use crate::ft::port::DevicePort;
 use crate::ft::replay::Replayer;
 use crate::machine::Machine;
+use crate::memory;
 use crate::status::{Role, What};
 use crate::transfer::disk::intake::DiskIntake;
 use crate::transfer::intake::{self, IntakeError};
@@ -21,9 +22,12 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
 
 /// How long to wait before knocking again.
 const KNOCK_AGAIN: Duration = Duration::from_millis(100);
+/// How much of its memory a spare touches between two knocks.
+const TOUCHED_AT_ONCE: u64 = 64 << 20;
 /// How long the primary may take to begin the session; it stands still meanwhile.
 const SESSION_WAIT: Duration = Duration::from_secs(5);
 
@@ -40,6 +44,7 @@ pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Resu
     host.stop.heed();
     let others: Vec<Node> = host.config.others_of(host.node.name.as_str()).cloned().collect();
     let mut told = String::new();
+    let mut touched = GuestAddress(0);
     for other in others.iter().cycle() {
         if host.stop.is_asked() {
             return Ok(Ended::Stopped);
@@ -50,7 +55,10 @@ pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Resu
                 let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
                 return Shadow { replayer, pair }.run(host);
             }
-            Err(error) => settle_for(host, error, &mut told)?,
+            Err(error) => {
+                settle_for(host, error, &mut told)?;
+                touched = memory::touch(host.machine.memory(), touched, TOUCHED_AT_ONCE);
+            }
         }
     }
     bail!("The configuration names no other host")
