@@ -3,16 +3,18 @@
 //!
 //! It begins where no night before it did: worlds from a seed of its own, targets from what they found so far.
 
+use std::env;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 
 use crate::fuzz::TARGETS;
 use crate::fuzz::suite::Programs;
 use crate::mutants;
 use crate::sim::campaign::{self, Until};
-use crate::sim::suite::{keep, model};
+use crate::sim::suite::keep;
 
 /// How long worlds, and then one target, have the machine.
 const TURN: Duration = Duration::from_secs(60);
@@ -46,7 +48,7 @@ pub fn run(minutes: u64, json: bool) -> anyhow::Result<()> {
         from: fresh_seed()?,
         ..Report::default()
     };
-    report.note("model", model(time >= LONG, false));
+    report.note("model", model_apart(time >= LONG));
     if time >= LONG {
         report.note("mutants-protocol", mutants::run("", false));
     }
@@ -109,6 +111,19 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// The model, in a process of its own: the kernel counts the most memory that a process ever had for what it starts, too, and a
+/// fuzz target that starts with a gigabyte looks like one that grew to it.
+fn model_apart(deep: bool) -> anyhow::Result<()> {
+    let mut model = Command::new(env::current_exe().context("This program cannot tell where it lies")?);
+    model.arg("model").args(deep.then_some("--deep"));
+    let status = model.status().context("Cannot start the model")?;
+    ensure!(
+        status.success(),
+        "It found something and says above what, or it was killed"
+    );
+    Ok(())
 }
 
 /// A seed behind all that were run on any night before: a night has fewer worlds than this leaves between two seconds.
