@@ -96,11 +96,11 @@ pub fn clear(memory: &GuestRam) -> Result<(), MemoryError> {
 /// Pages that nobody touched before are dear where hosts are virtual machines themselves: so a spare touches its memory while it
 /// waits, not while a copy comes.
 pub fn touch(memory: &GuestRam, start: GuestAddress, bytes: u64) -> GuestAddress {
-    let pages = (start.0..start.0.saturating_add(bytes)).step_by(Page::BYTES);
-    let mut pages = pages.map(GuestAddress);
+    let end = start.0.saturating_add(bytes);
+    let mut pages = (start.0..end).step_by(Page::BYTES).map(GuestAddress);
     pages
         .find(|page| memory.read_obj::<u8>(*page).is_err())
-        .unwrap_or(GuestAddress(start.0.saturating_add(bytes)))
+        .unwrap_or(GuestAddress(end))
 }
 
 /// Makes `mib` MiB of zeroed guest memory starting at guest address 0.

@@ -33,6 +33,14 @@ fn free_address() -> SocketAddr {
     socket.local_addr().unwrap()
 }
 
+/// The door of a host, and how its spare knocks there.
+fn door_and_spare() -> (StateDoor, StateConfig) {
+    let (host, spare) = (identity("a"), identity("b"));
+    let address = free_address();
+    let door = StateDoor::open(config("a", Role::Primary, &host, &spare, address)).unwrap();
+    (door, config("b", Role::Backup, &spare, &host, address))
+}
+
 /// Says the first word of a handshake to `door`, and nothing more.
 fn stall_at(door: SocketAddr, stranger: StateConfig) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -46,11 +54,8 @@ fn stall_at(door: SocketAddr, stranger: StateConfig) -> UdpSocket {
 
 #[test]
 fn a_stranger_that_stalls_in_its_handshake_keeps_no_spare_waiting() {
-    let (host, spare) = (identity("a"), identity("b"));
-    let address = free_address();
-    let door = StateDoor::open(config("a", Role::Primary, &host, &spare, address)).unwrap();
-    let knocking = config("b", Role::Backup, &spare, &host, address);
-    let _stranger = stall_at(address, knocking.clone());
+    let (door, knocking) = door_and_spare();
+    let _stranger = stall_at(knocking.address, knocking.clone());
 
     let begin = Instant::now();
     let taken_in = thread::spawn(move || {
@@ -66,10 +71,7 @@ fn a_stranger_that_stalls_in_its_handshake_keeps_no_spare_waiting() {
 
 #[test]
 fn a_spare_that_leaves_is_noticed_by_who_sends_more_and_more() {
-    let (host, spare) = (identity("a"), identity("b"));
-    let address = free_address();
-    let door = StateDoor::open(config("a", Role::Primary, &host, &spare, address)).unwrap();
-    let knocking = config("b", Role::Backup, &spare, &host, address);
+    let (door, knocking) = door_and_spare();
     let leaving = thread::spawn(move || {
         let mut receiver = std::iter::repeat_with(|| StateReceiver::dial(&knocking))
             .find_map(Result::ok)

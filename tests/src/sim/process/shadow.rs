@@ -121,11 +121,11 @@ impl Process {
                     return Replay::Diverged;
                 }
                 env.oracle.tally.deltas += 1;
-                match (heals, self.flaw) {
-                    (true, _) => self.healed(env),
+                if heals {
+                    self.healed(env);
+                } else if matches!(self.flaw, Flaw::Hidden(_)) {
                     // All of the guest is the primary's now, what was wrong with it included.
-                    (false, Flaw::Hidden(_)) => self.flaw = Flaw::None,
-                    (false, Flaw::None | Flaw::Known) => {}
+                    self.flaw = Flaw::None;
                 }
                 exit = Exit::default();
                 following.marked = false;

@@ -1,8 +1,8 @@
 //! How a primary lets its backup find out that it has diverged, and makes it equal again.
 //!
-//! Digests go into the log, in windows: short ones where outputs are made, longer ones now and then. When the backup found a difference, its acks have stopped, and it has
-//! said what its memory comes to: then a delta of all pages that differ is made as soon as the guest stands still. A backup
-//! that differs in too much is given up; a spare is then made a new one.
+//! Digests go into the log, in windows: short ones where outputs are made, longer ones now and then. When the backup found a
+//! difference, its acks have stopped, and it has said what its memory comes to: then a delta of all pages that differ is made
+//! as soon as the guest stands still. A backup that differs in too much is given up; a spare is then made a new one.
 
 use super::{PeerLost, Recorder, WindowError};
 use crate::ft::delta::{DeltaMaker, MakeError};
@@ -41,8 +41,7 @@ impl Recorder {
     /// How long a guest that idles may sleep before what it wrote is looked at: a backup that has diverged meanwhile must not
     /// wait for the next request to be found out.
     pub(super) fn look_in(&self) -> Option<Duration> {
-        let compares = self.sink.has_backup() && self.sink.has_equal_backup();
-        self.deltas.look_in().filter(|_| compares)
+        self.deltas.look_in().filter(|_| self.sink.has_equal_backup())
     }
 
     /// Heals a backup that has diverged, if there is one and it has said what is needed. Called when a window was served, or
