@@ -307,7 +307,7 @@ impl PoweredUp {
             }
         };
         let template = made.template.digest();
-        let (vm, vcpus) = made.into_parts(is_linux, pulse);
+        let (vm, vcpus) = made.into_parts(pulse);
         Ok(Self {
             vcpus,
             vm,

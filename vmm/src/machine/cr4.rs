@@ -31,7 +31,7 @@ impl Machine {
         let wanted = *general(&mut registers, from);
         *general(&mut registers, from) = wanted | CR4_TSD;
         registers.rip = site;
-        self.vcpus.lone().set_registers(&registers)?;
+        self.vcpus.lone_mut().set_registers(&registers)?;
         self.put(place, &cr4_write(from));
         self.vcpus.lone_mut().want_window(false);
         let stop = self.vcpus.lone_mut().step(&mut self.parts)?;
@@ -39,7 +39,7 @@ impl Machine {
         if stop == Stop::Step {
             let mut registers = self.vcpus.lone().shown();
             *general(&mut registers, from) = wanted;
-            self.vcpus.lone().set_registers(&registers)?;
+            self.vcpus.lone_mut().set_registers(&registers)?;
         }
         Ok(())
     }

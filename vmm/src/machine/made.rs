@@ -40,15 +40,11 @@ impl Made {
     }
 
     /// The VM, and its vCPUs as the machine runs them.
-    pub(super) fn into_parts(self, is_linux: bool, pulse: &Arc<Pulse>) -> (VmFd, Vcpus) {
-        let vcpu = |file| {
-            let mut vcpu = Vcpu::new(file, Arc::clone(pulse));
-            if is_linux {
-                vcpu.show_registers();
-            }
-            vcpu
-        };
-        let vcpus = self.vcpus.into_iter().map(vcpu).collect();
-        (self.vm, Vcpus::new(vcpus))
+    pub(super) fn into_parts(self, pulse: &Arc<Pulse>) -> (VmFd, Vcpus) {
+        let vcpus = self
+            .vcpus
+            .into_iter()
+            .map(|file| Vcpu::new(file, Arc::clone(pulse)));
+        (self.vm, Vcpus::new(vcpus.collect()))
     }
 }

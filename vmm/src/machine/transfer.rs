@@ -171,7 +171,7 @@ impl Machine {
             return Err(RestoreError::Processor);
         }
         let pulse = Arc::default();
-        let (vm, mut vcpus) = made.into_parts(is_linux, &pulse);
+        let (vm, mut vcpus) = made.into_parts(&pulse);
         let mut devices = spec.devices;
         for (device, was) in devices.iter_mut().zip(&state.devices) {
             device.restore(was)?;

@@ -128,7 +128,7 @@ impl Machine {
         if hook.clears_alignment {
             let mut registers = self.vcpus.lone().shown();
             registers.rflags &= !ALIGNMENT_FLAG;
-            self.vcpus.lone().set_registers(&registers)
+            self.vcpus.lone_mut().set_registers(&registers)
         } else {
             Ok(())
         }

@@ -68,8 +68,7 @@ pub enum VcpuError {
 pub trait Bus {
     /// OUT.
     fn port_write(&mut self, port: u16, data: &[u8]);
-    /// IN. `Some` is what EDX becomes besides; only a bus whose vCPU [shows its registers](Vcpu::show_registers) answers
-    /// so.
+    /// IN. `Some` is what EDX becomes besides.
     fn port_read(&mut self, port: u16, data: &mut [u8]) -> Option<u32>;
     /// A store outside memory.
     fn mmio_write(&mut self, address: u64, data: &[u8]);
@@ -89,6 +88,8 @@ pub struct Vcpu {
     unfinished: bool,
     /// An exit that finishing the last one took: the next run begins with it.
     ahead: Option<Stop>,
+    /// The run page has the general registers as they are.
+    is_shown: bool,
     pulse: Arc<Pulse>,
 }
 
@@ -111,13 +112,16 @@ pub struct UserReturn {
 const USER_CODE_64: u64 = 0x33;
 
 impl Vcpu {
-    /// Takes over a vCPU whose registers are set; `pulse` tells how it runs.
+    /// Takes over a vCPU whose registers are set; `pulse` tells how it runs. Every exit brings the general registers along:
+    /// that costs a copy, and asking for them would cost a load of the whole vCPU.
     #[must_use]
-    pub fn new(fd: VcpuFd, pulse: Arc<Pulse>) -> Self {
+    pub fn new(mut fd: VcpuFd, pulse: Arc<Pulse>) -> Self {
+        fd.set_sync_valid_reg(SyncReg::Register);
         Self {
             fd,
             unfinished: false,
             ahead: None,
+            is_shown: false,
             pulse,
         }
     }
@@ -187,6 +191,7 @@ impl Vcpu {
     /// One return from `KVM_RUN`; `None` if the guest did not cause it.
     fn run_once(&mut self, bus: &mut impl Bus) -> Result<Option<Stop>, VcpuError> {
         self.unfinished = false;
+        self.is_shown = true;
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -223,17 +228,13 @@ impl Vcpu {
     /// When KVM cannot run the vCPU.
     pub fn complete(&mut self) -> Result<(), VcpuError> {
         self.fd.set_kvm_immediate_exit(1);
+        self.is_shown = true;
         let done = self.fd.run().map(|_| ());
         self.fd.set_kvm_immediate_exit(0);
         match done {
             Err(error) if !is_interruption(&error) => Err(VcpuError::Run(error)),
             _ => Ok(()),
         }
-    }
-
-    /// From now on every exit brings the general registers along, which costs a copy and saves asking.
-    pub fn show_registers(&mut self) {
-        self.fd.set_sync_valid_reg(SyncReg::Register);
     }
 
     /// Whether the guest could take an interrupt when it last stopped.
@@ -292,7 +293,7 @@ impl Vcpu {
         self.fd.get_sregs().map_err(VcpuError::Run)
     }
 
-    /// The general registers of the last exit, which must be shown.
+    /// The general registers of the last exit; there was one.
     #[must_use]
     pub fn shown(&self) -> kvm_regs {
         self.fd.sync_regs().regs
@@ -302,12 +303,14 @@ impl Vcpu {
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn set_registers(&self, registers: &kvm_regs) -> Result<(), VcpuError> {
-        self.fd.set_regs(registers).map_err(VcpuError::Run)
+    pub fn set_registers(&mut self, registers: &kvm_regs) -> Result<(), VcpuError> {
+        self.fd.set_regs(registers).map_err(VcpuError::Run)?;
+        self.fd.sync_regs_mut().regs = *registers;
+        Ok(())
     }
 
     /// Takes back a fault of user space that was about to be handled: the program goes on at `back` with `counter` in
-    /// EDX:EAX, as after `rdtsc`. Needs shown registers.
+    /// EDX:EAX, as after `rdtsc`.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -341,7 +344,7 @@ impl Vcpu {
         let mut regs = self.fd.sync_regs().regs;
         (regs.rip, regs.rsp, regs.rflags) = (back.rip, back.rsp, back.flags);
         (regs.rax, regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
-        self.fd.set_regs(&regs).map_err(VcpuError::Run)
+        self.set_registers(&regs)
     }
 
     fn set_edx(&mut self, edx: u32) {
@@ -354,6 +357,9 @@ impl Vcpu {
     /// # Errors
     /// When KVM refuses.
     pub fn registers(&self) -> Result<kvm_regs, VcpuError> {
+        if self.is_shown {
+            return Ok(self.shown());
+        }
         self.fd.get_regs().map_err(VcpuError::Run)
     }
 

@@ -130,6 +130,7 @@ impl Vcpu {
         fd.set_mp_state(state.mp_state)
             .map_err(refused("set whether the vCPU runs"))?;
         self.fd.sync_regs_mut().regs = state.regs;
+        self.is_shown = true;
         let run = self.fd.get_kvm_run();
         run.ready_for_interrupt_injection = u8::from(state.ready_for_interrupt);
         run.if_flag = u8::from(state.interrupts_on);
