@@ -134,11 +134,12 @@ impl<N: Nic, D: Disk> Server<N, D> {
             self.next_sweep = now.after(SWEEP_EVERY);
         }
         self.db.log.drive(&mut self.disk, &self.db.store, now);
-        self.disk.kick();
 
         waiting.nothing |= self.send();
         waiting.nothing |= waiting.memory.is_some_and(|held| self.excess < held);
         self.stack.transmit(&mut self.nic);
+        // Both at last, for a VMM that takes with one kick what all queues hold.
+        self.disk.kick();
         self.nic.kick();
         self.next(waiting)
     }

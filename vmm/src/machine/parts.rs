@@ -59,7 +59,6 @@ impl Parts {
         for (device, queue) in self.noted.take().unwrap_or_default() {
             self.kicked(device, queue);
         }
-        self.exit.kicks.retain(|kick| !kick.heads.is_empty());
     }
 
     /// Whether the guest did what somebody outside has to see to.
@@ -105,21 +104,28 @@ impl Parts {
         if let Some(noted) = &mut self.noted {
             return note(noted, (id, queue));
         }
-        let Some(device) = self.devices.get_mut(usize::from(id.get())) else {
-            return;
-        };
-        let receives = device.kind() == DeviceKind::Net && queue == NET_RX;
-        // Receive buffers are taken when a frame comes, not when they are offered.
-        let heads = match device.ring_mut(queue) {
-            Some(ring) if !receives => ring.take_kicked(&self.memory),
-            _ => Vec::new(),
-        };
-        self.exit.kicks.push(Kick {
-            device: id,
-            queue,
-            heads,
-        });
+        let memory = &self.memory;
+        let named = self.devices.get_mut(usize::from(id.get()));
+        let named = named.and_then(|device| take(device, queue, memory));
+        self.exit.kicks.extend(named);
+        // What other queues hold by now is about to be kicked too, and goes along: one mark and one ack for all of it.
+        for device in self.devices.iter_mut().filter(|device| device.is_ready()) {
+            let queues = (0..).map(QueueIndex::new).take(device.rings().len());
+            let taken = queues.filter_map(|queue| take(device, queue, memory));
+            self.exit.kicks.extend(taken);
+        }
     }
+}
+
+/// The chains that a queue holds, if any. Receive buffers are taken when a frame comes, not when they are offered.
+fn take(device: &mut MmioDevice, queue: QueueIndex, memory: &Arc<GuestRam>) -> Option<Kick> {
+    let receives = device.kind() == DeviceKind::Net && queue == NET_RX;
+    let heads = device.ring_mut(queue).filter(|_| !receives)?.take_kicked(memory);
+    (!heads.is_empty()).then(|| Kick {
+        device: device.id(),
+        queue,
+        heads,
+    })
 }
 
 /// Adds it, once.
@@ -179,3 +185,6 @@ impl Bus for Parts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
