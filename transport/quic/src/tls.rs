@@ -15,7 +15,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 
-use crate::config::{LinkConfig, MAX_HANDSHAKE_BYTES, MAX_HANDSHAKES};
+use crate::config::{LARGEST_PACKET, LinkConfig, MAX_HANDSHAKE_BYTES, MAX_HANDSHAKES};
 use crate::identity::Identity;
 use crate::pinning::{PinVerifier, Pins, RefusalNote};
 
@@ -68,7 +68,10 @@ pub(crate) fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, identity.key().secret_der());
     let reset = hmac::sign(&secret, b"lockstep stateless reset");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
-    config.cid_generator(|| Box::new(RandomIds));
+    config
+        .cid_generator(|| Box::new(RandomIds))
+        .max_udp_payload_size(LARGEST_PACKET)
+        .expect("the largest packet is one that QUIC knows");
     config
 }
 

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use lockstep_quic::config::LinkConfig;
+use lockstep_quic::config::{LARGEST_PACKET, LinkConfig};
 use lockstep_quic::dates::{DateError, Validity};
 use lockstep_quic::endpoint::{EndpointError, PinnedEndpoint};
 use lockstep_quic::failure::LinkError;
@@ -65,6 +65,32 @@ async fn peers_that_pin_each_other_talk() {
         .unwrap();
     assert_eq!(heard, b"hello");
     assert_eq!(server.peer_of(&at_server).unwrap().label(), "b");
+}
+
+#[tokio::test]
+async fn packets_grow_as_large_as_both_peers_and_the_path_take_them() {
+    let (a, b) = (identity("a"), identity("b"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
+    let (at_server, at_client) = meet(&server, &client).await;
+    let (at_server, at_client) = (at_server.unwrap(), at_client.unwrap());
+
+    // Probes go along with what is sent.
+    let mut sending = at_client.open_uni().await.unwrap();
+    let grown = async {
+        while at_client.stats().path.current_mtu < LARGEST_PACKET {
+            sending.write_all(&[0; 1024]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let read = async {
+        let mut receiving = at_server.accept_uni().await.unwrap();
+        while receiving.read_chunk(usize::MAX, true).await.unwrap().is_some() {}
+    };
+    tokio::select! {
+        grown = tokio::time::timeout(PATIENCE, grown) => grown.expect("the packets stay small"),
+        () = read => unreachable!("the stream is never finished"),
+    }
 }
 
 #[tokio::test]

@@ -1,15 +1,16 @@
 //! The backup's handle: the vCPU thread takes records one by one and says how far it came; the driver's thread
 //! fills in what the primary sends. Records that were received outlive the session.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_protocol::{Backup, Hello, LogOffset, Parting, PeerLost, Position, Record, Takeover};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use quinn::Connection;
 use tokio::sync::Notify;
 
-use super::shared::{Bell, Order, Orders, lock};
+use super::shared::{Bell, Order, Orders};
 use crate::clock;
 
 /// What the driver's thread reports, on that thread. None of these may block or take long: echoes wait.
@@ -45,7 +46,9 @@ pub struct BackupLink {
 /// What the handle and the driver's thread share.
 #[derive(Debug)]
 pub(crate) struct BackupShared {
+    /// Whole even after a panic: each command of the machine panics before it changes anything, or does all of it.
     intake: Mutex<Intake>,
+    /// Of the kind that makes no system call while nobody waits: every piece of the log rings it.
     arrived: Condvar,
     pub(crate) drained: Notify,
     pub(crate) news: Bell,
@@ -85,14 +88,12 @@ impl BackupLink {
     /// The next record; waits for it at most `limit`. The loss of the primary is told after the last record.
     pub fn wait_record(&self, limit: Duration) -> Delivered {
         let mut delivered = Delivered::Nothing;
-        let waited = self
-            .shared
-            .arrived
-            .wait_timeout_while(self.shared.lock(), limit, |intake| {
-                delivered = intake.poll();
-                delivered == Delivered::Nothing
-            });
-        let (mut intake, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut intake = self.shared.lock();
+        let comes = |intake: &mut Intake| {
+            delivered = intake.poll();
+            delivered == Delivered::Nothing
+        };
+        self.shared.arrived.wait_while_for(&mut intake, comes, limit);
         if intake.resumes() {
             self.shared.drained.notify_one();
         }
@@ -176,8 +177,8 @@ impl BackupLink {
     pub fn into_takeover(self) -> Takeover {
         self.shared.orders.give(Order::Quit);
         let running = |intake: &mut Intake| matches!(intake, Intake::Session { .. });
-        let waited = self.shared.arrived.wait_while(self.shared.lock(), running);
-        let mut intake = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut intake = self.shared.lock();
+        self.shared.arrived.wait_while(&mut intake, running);
         match std::mem::replace(&mut *intake, Intake::HandedOver) {
             Intake::Over { takeover, .. } => takeover,
             Intake::Session { .. } | Intake::HandedOver => unreachable!("waited until the session is over"),
@@ -215,7 +216,7 @@ impl BackupShared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Intake> {
-        lock(&self.intake)
+        self.intake.lock()
     }
 
     /// Feeds or asks the machine, while there is one.

@@ -1,14 +1,15 @@
 //! The primary's handle: the vCPU thread appends records and waits for room, the driver's thread reports acks and
 //! the lease. It never waits for the driver with the machine's lock held.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_protocol::{Claiming, Diverged, Hello, Instant, LogOffset, Parting, PeerLost, Primary};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use quinn::Connection;
 
-use super::shared::{Bell, Order, Orders, lock};
+use super::shared::{Bell, Order, Orders};
 use crate::clock;
 
 /// What the driver's thread reports, on that thread. None of these may block or take long: heartbeats wait.
@@ -48,7 +49,9 @@ pub struct PrimaryLink {
 /// What the handle and the driver's thread share.
 #[derive(Debug)]
 pub(crate) struct PrimaryShared {
+    /// Whole even after a panic: each command of the machine panics before it changes anything, or does all of it.
     machine: Mutex<Primary>,
+    /// Of the kind that makes no system call while nobody waits: every ack rings it.
     room: Condvar,
     pub(crate) appended: Bell,
     pub(crate) acked: Bell,
@@ -88,8 +91,7 @@ impl PrimaryLink {
         if !primary.has_room() {
             let closed =
                 |primary: &mut Primary| !primary.has_ample_room() && self.shared.ended.get().is_none();
-            let waited = self.shared.room.wait_timeout_while(primary, limit, closed);
-            primary = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.room.wait_while_for(&mut primary, closed, limit);
         }
         match self.shared.ended.get() {
             Some(why) => Room::Lost(why.clone()),
@@ -117,11 +119,9 @@ impl PrimaryLink {
     /// term. No event is reported after this returns.
     pub fn into_claiming(self) -> Claiming {
         self.shared.orders.give(Order::Quit);
-        let primary = self
-            .shared
-            .room
-            .wait_while(self.shared.lock(), |_| self.shared.ended.get().is_none())
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut primary = self.shared.lock();
+        let runs = |_: &mut Primary| self.shared.ended.get().is_none();
+        self.shared.room.wait_while(&mut primary, runs);
         Claiming::new(primary.term(), clock::now())
     }
 
@@ -154,7 +154,7 @@ impl PrimaryShared {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Primary> {
-        lock(&self.machine)
+        self.machine.lock()
     }
 
     /// Acks came: somebody may wait for room.

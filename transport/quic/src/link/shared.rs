@@ -1,9 +1,9 @@
 //! What a link and its driver's thread tell each other: "there is work", "end the session", "it has ended".
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lockstep_protocol::Parting;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Rings the driver out of its sleep, and costs next to nothing while a ring is already on its way.
@@ -47,22 +47,16 @@ pub(crate) struct Orders {
 impl Orders {
     /// The first order counts.
     pub(crate) fn give(&self, order: Order) {
-        lock(&self.given).get_or_insert(order);
+        self.given.lock().get_or_insert(order);
         self.notify.notify_one();
     }
 
     pub(crate) async fn wait(&self) -> Order {
         loop {
-            if let Some(order) = *lock(&self.given) {
+            if let Some(order) = *self.given.lock() {
                 return order;
             }
             self.notify.notified().await;
         }
     }
-}
-
-/// A thread that panicked with the lock has left whole values behind: each command of the machines either
-/// panics before it changes anything or does all of it. The driver must still be able to report the loss.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
