@@ -8,9 +8,10 @@ use bytes::Bytes;
 use crate::codec::{LogFault, RecordDecoder};
 use crate::divergence::Confession;
 use crate::ids::{LogOffset, Position, Term};
-use crate::limits::{BACKLOG_BYTES, BACKLOG_RECORDS, RESUME_EIGHTHS};
+use crate::limits::{ACK_PARTS, BACKLOG_BYTES, BACKLOG_RECORDS, RESUME_EIGHTHS};
+use crate::log::WindowLimit;
 use crate::message::{Ack, Heartbeat, Message};
-use crate::record::Record;
+use crate::record::{Input, Record};
 use crate::session::{Age, Hearing, NewerTerm, PeerLost, Timing, age};
 use crate::takeover::Takeover;
 use crate::time::Instant;
@@ -24,8 +25,13 @@ pub struct Backup {
     log: Backlog,
     executed: LogOffset,
     position: Position,
+    /// The primary's.
+    window: WindowLimit,
     /// What the last ack said.
     said: (LogOffset, LogOffset),
+    /// Calls for outputs and bytes of log that had come by then.
+    said_calls: u64,
+    said_bytes: u64,
     hearing: Hearing,
     /// The newest heartbeat that was not echoed yet.
     unechoed: Option<Instant>,
@@ -44,12 +50,21 @@ impl Backup {
             log: Backlog::new(start),
             executed: start,
             position: Position::ZERO,
+            window: WindowLimit::default(),
             said: (start, start),
+            said_calls: 0,
+            said_bytes: 0,
             hearing: Hearing::new(&timing, now),
             unechoed: None,
             diverged: None,
             stale: 0,
         }
+    }
+
+    /// The same, of a primary with another log window.
+    pub fn with_window(mut self, limit: WindowLimit) -> Self {
+        self.window = limit;
+        self
     }
 
     // --- The log ---
@@ -86,6 +101,15 @@ impl Backup {
         self.position = self.position.max(position);
     }
 
+    /// Is an ack due? An output waits for it, or the window fills up. What else came is acked with the next heartbeat: an ack
+    /// costs both hosts a packet and a wake-up.
+    pub fn owes_ack(&self) -> bool {
+        let is_part = |come: u64, limit: u64| come.saturating_mul(ACK_PARTS) >= limit;
+        self.log.calls > self.said_calls
+            || is_part(self.log.received.since(self.said.0), self.window.records)
+            || is_part(self.log.log_bytes - self.said_bytes, self.window.bytes)
+    }
+
     /// An ack, when there is news (I1: it is given on receipt, not on execution).
     pub fn poll_ack(&mut self) -> Option<Ack> {
         // I16: what a diverged machine was given protects nobody.
@@ -97,6 +121,7 @@ impl Backup {
             return None;
         }
         self.said = news;
+        (self.said_calls, self.said_bytes) = (self.log.calls, self.log.log_bytes);
         let (upto, executed) = news;
         Some(Ack {
             term: self.term,
@@ -230,6 +255,10 @@ pub(crate) struct Backlog {
     log_bytes: u64,
     received: LogOffset,
     delivered: LogOffset,
+    /// How often an output may have come to wait for what was received: at each mark, and at the end of its window.
+    calls: u64,
+    /// The window that is coming in has a mark.
+    is_marked: bool,
 }
 
 impl Backlog {
@@ -240,10 +269,16 @@ impl Backlog {
             log_bytes: 0,
             received: start,
             delivered: start,
+            calls: 0,
+            is_marked: false,
         }
     }
 
     fn push(&mut self, record: Record) {
+        let is_mark = matches!(record.input, Input::Mark);
+        self.is_marked |= is_mark;
+        self.calls += u64::from(is_mark || self.is_marked && record.closes);
+        self.is_marked &= !record.closes;
         self.bytes += weight(&record);
         self.received = self.received.next();
         self.records.push_back(record);

@@ -43,6 +43,10 @@ pub const LOG_WINDOW_BYTES: u64 = 8 << 20;
 /// still have to replay as well as memory.
 pub const LOG_WINDOW_RECORDS: u64 = 32_768;
 
+/// A backup acks at the latest when this part of the window has come, whether an output waits for it or not: far from full, and
+/// more than a busy guest takes in between two outputs.
+pub const ACK_PARTS: u64 = 32;
+
 /// The window is accounted in steps of this many log bytes: fine against the window, cheap to remember.
 pub const MILESTONE_BYTES: u64 = 4096;
 

@@ -128,6 +128,11 @@ impl<T> Outbox<T> {
         self.held.front().map(|oldest| oldest.needs)
     }
 
+    /// The oldest output.
+    pub fn front(&self) -> Option<&T> {
+        self.held.front().map(|oldest| &oldest.output)
+    }
+
     /// How many outputs are held.
     pub fn len(&self) -> usize {
         self.held.len()

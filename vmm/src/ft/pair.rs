@@ -30,7 +30,7 @@ use std::time::Duration;
 const STOP_LOOK: Duration = Duration::from_millis(100);
 
 /// So many log bytes are sent without waiting for a flush: several packets' worth, so that the wake-up pays.
-const SEND_AT: usize = 32 << 10;
+const SEND_AT: usize = 16 << 10;
 
 /// What the observers need to pass news on.
 pub struct Context {

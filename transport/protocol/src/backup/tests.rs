@@ -52,6 +52,63 @@ fn records_are_acked_when_they_are_held_and_not_when_they_are_executed() {
     assert_eq!(backup.poll_ack(), None);
 }
 
+/// The bytes of one window: a mark, and an input that enters behind it.
+fn marked_window(position: u64) -> [Bytes; 2] {
+    let mut encoder = RecordEncoder::new();
+    [(false, Input::Mark), (true, Input::Console { bytes: &b"x"[..] })].map(|(closes, input)| {
+        let mut out = BytesMut::new();
+        let position = Position::new(position);
+        encoder.encode(
+            &mut out,
+            &Record {
+                position,
+                closes,
+                input,
+            },
+        );
+        out.freeze()
+    })
+}
+
+#[test]
+fn inputs_alone_are_acked_with_the_next_heartbeat() {
+    let mut backup = backup();
+    backup.handle_log_bytes(ms(1001), log(3, 1)).unwrap();
+    assert!(!backup.owes_ack());
+    assert!(backup.poll_ack().is_some());
+}
+
+#[test]
+fn a_mark_is_acked_at_once_and_so_is_the_end_of_its_window() {
+    let mut backup = backup();
+    let [mark, rest] = marked_window(1);
+    for piece in [mark, rest] {
+        backup.handle_log_bytes(ms(1001), piece).unwrap();
+        assert!(backup.owes_ack());
+        assert!(backup.poll_ack().is_some());
+        assert!(!backup.owes_ack());
+    }
+}
+
+#[test]
+fn a_window_that_fills_up_is_acked_before_it_is_full() {
+    let of_records = WindowLimit {
+        records: 64,
+        ..WindowLimit::default()
+    };
+    let of_bytes = WindowLimit {
+        bytes: 3200,
+        ..WindowLimit::default()
+    };
+    for (limit, size) in [(of_records, 1), (of_bytes, 50)] {
+        let mut backup = backup().with_window(limit);
+        backup.handle_log_bytes(ms(1001), log(1, size)).unwrap();
+        assert!(!backup.owes_ack());
+        backup.handle_log_bytes(ms(1001), log(1, size)).unwrap();
+        assert!(backup.owes_ack());
+    }
+}
+
 #[test]
 fn a_record_that_came_in_part_is_not_acked() {
     let mut backup = backup();

@@ -28,7 +28,7 @@ pub(super) async fn run(config: PairConfig, mut events: Box<dyn BackupEvents>, r
         Err(error) => return tell(&report, Err(error)),
     };
     let hello = &config.hello;
-    let machine = Backup::new(hello.term, hello.timing, hello.start, clock::now());
+    let machine = Backup::new(hello.term, hello.timing, hello.start, clock::now()).with_window(config.window);
     let shared = Arc::new(BackupShared::new(machine));
     let link = BackupLink::new(shared.clone(), session.connection.clone(), session.theirs.clone());
     let _last_word = LastWord(|why| shared.end(why));
@@ -101,10 +101,12 @@ impl Driver<'_> {
                 .shared
                 .with(|backup| take_pieces(backup, &mut pieces[..count]))
             {
-                Ok(Ok(upto)) => {
-                    // The ack leaves first: an output waits for it, and to wake a thread takes as long as to send a packet.
-                    self.shared.news.ring();
-                    yield_now().await;
+                Ok(Ok((upto, owes_ack))) => {
+                    if owes_ack {
+                        // It leaves first: an output waits for it, and to wake a thread takes as long as to send a packet.
+                        self.shared.news.ring();
+                        yield_now().await;
+                    }
                     self.shared.deliver();
                     self.events.borrow_mut().received(upto);
                 }
@@ -114,7 +116,7 @@ impl Driver<'_> {
         }
     }
 
-    /// One ack for all that came since the last one; of a backup that has diverged what there is to say of that.
+    /// One ack for all that came since the last one, when it is due; of a backup that has diverged what there is to say of that.
     async fn send_acks(&self, acks: &mut MessageWriter) -> Ending {
         loop {
             self.shared.news.answer().await;
@@ -184,13 +186,14 @@ fn next_word(backup: &mut Backup) -> Option<Message> {
         .or_else(|| backup.poll_ack().map(Message::Ack))
 }
 
-fn take_pieces(backup: &mut Backup, pieces: &mut [Bytes]) -> Result<LogOffset, LogFault> {
+/// How far the log was received, and whether an ack is due.
+fn take_pieces(backup: &mut Backup, pieces: &mut [Bytes]) -> Result<(LogOffset, bool), LogFault> {
     // Read after the pieces came, as I7 asks.
     let now = clock::now();
     pieces
         .iter_mut()
         .try_for_each(|piece| backup.handle_log_bytes(now, std::mem::take(piece)))?;
-    Ok(backup.received())
+    Ok((backup.received(), backup.owes_ack()))
 }
 
 fn take_beat(backup: &mut Backup, beat: &Heartbeat) -> Result<Option<Heartbeat>, NewerTerm> {

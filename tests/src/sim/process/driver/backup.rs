@@ -163,10 +163,14 @@ impl BackupEnd {
                 env.accuse("I2", desk.host, &fault);
                 self.lose(env, desk, &PeerLost::Misbehaved(fault.to_string()));
             }
+            self.news |= self.owes_ack();
             any = true;
         }
-        self.news |= any;
         any
+    }
+
+    fn owes_ack(&self) -> bool {
+        matches!(&self.intake, Intake::Session(backup) if backup.owes_ack())
     }
 
     fn send_ack(&mut self, env: &mut Env, desk: &Desk) {

@@ -169,7 +169,8 @@ impl Process {
         let hello = &listening.hello;
         let start = hello.start;
         self.desk.term = hello.term;
-        let machine = Backup::new(hello.term, hello.timing, hello.start, self.desk.now(env));
+        let machine = Backup::new(hello.term, hello.timing, hello.start, self.desk.now(env))
+            .with_window(env.plan.window);
         let mut end = BackupEnd::new(conn, machine);
         let early = std::mem::take(&mut listening.early).into_iter();
         for (other, word) in early.chain(std::mem::take(&mut listening.heard)) {
