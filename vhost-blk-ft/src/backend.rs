@@ -1,32 +1,27 @@
-//! vhost-user and staging glue: features, memory, wake-ups. No logic: what a wake-up does is done in `submit.rs` and
-//! `plain.rs`.
+//! vhost-user glue: features, memory, wake-ups. No logic: what a wake-up does is done in `plain.rs`, or from `staging.rs` on.
 //!
 //! Called by the vhost-user daemon: set-up messages on its connection's thread, wake-ups on its worker thread. The
-//! staging side's descriptors live in an epoll set of their own, which is put into each new daemon's: so a staging
-//! session outlives a vhost-user connection and needs none to begin.
+//! staging side is one descriptor that is put into each new daemon's epoll set: so a staging session outlives a vhost-user
+//! connection and needs none to begin.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
-use lockstep_staging::{
-    DeviceEnd, DeviceFacts, DeviceKind, DeviceListener, ImageDigest, StageError, VmmFacts,
-};
+use lockstep_staging::DeviceListener;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VringEpollHandler};
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::complete::Failures;
 use crate::disk::Disk;
-use crate::image;
-use crate::limits::{PUMP_ROUNDS, QUEUE_SIZE_MAX, QUEUES};
+use crate::limits::{QUEUE_SIZE_MAX, QUEUES};
 use crate::offer::{self, Service};
 use crate::plain;
 use crate::sink::{AtomicMemory, Ring};
-use crate::submit::Submit;
+use crate::staging::Staging;
 
 /// The daemon keeps the number after the last queue for itself.
 const STAGING_WAKE: u16 = QUEUES as u16 + 1;
@@ -41,14 +36,6 @@ enum Wake {
     Kick,
     /// The staging side: a VMM comes, goes, orders or moves the gate.
     Staging,
-}
-
-/// Which descriptor of the staging side.
-#[derive(Clone, Copy)]
-enum StagingWake {
-    Listener = 0,
-    Socket = 1,
-    Doorbell = 2,
 }
 
 /// One disk for one guest.
@@ -69,21 +56,6 @@ enum ServiceState {
     Protected(Box<Staging>),
 }
 
-/// The staging side.
-#[derive(Debug)]
-struct Staging {
-    listener: DeviceListener,
-    session: Option<Session>,
-    epoll: Epoll,
-}
-
-/// One VMM. Dropping it drops every held request, never issued.
-#[derive(Debug)]
-struct Session {
-    end: DeviceEnd,
-    submit: Submit,
-}
-
 impl Backend {
     /// A backend for any vhost-user front-end.
     pub fn plain(disk: Disk) -> Self {
@@ -101,16 +73,9 @@ impl Backend {
 
     /// A backend for our VMM, which connects to this listener.
     pub fn protected(disk: Disk, listener: DeviceListener) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        watch(&epoll, listener.as_raw_fd(), StagingWake::Listener)?;
-        let service = ServiceState::Protected(Box::new(Staging {
-            listener,
-            session: None,
-            epoll,
-        }));
         Ok(Self {
             disk,
-            service,
+            service: ServiceState::Protected(Box::new(Staging::new(listener)?)),
             memory: None,
             exit_fd: Mutex::new(None),
         })
@@ -121,7 +86,7 @@ impl Backend {
         match &self.service {
             ServiceState::Plain { .. } => Ok(()),
             ServiceState::Protected(staging) => {
-                handler.register_listener(staging.epoll.as_raw_fd(), EventSet::IN, u64::from(STAGING_WAKE))
+                handler.register_listener(staging.as_raw_fd(), EventSet::IN, u64::from(STAGING_WAKE))
             }
         }
     }
@@ -176,142 +141,9 @@ impl Backend {
         let ServiceState::Protected(staging) = &mut self.service else {
             return;
         };
-        staging.look(&self.disk);
-        let Some(session) = &mut staging.session else {
-            return;
-        };
         let memory = self.memory.as_ref().map(GuestAddressSpace::memory);
-        let result = session.run(&mut self.disk, |submit, end, disk| {
-            submit.pump(end, disk, memory.as_deref(), rings)
-        });
-        if let Err(reason) = result {
-            tracing::error!(%reason, "The VMM broke the staging rules and was disconnected");
-            staging.end_session();
-        }
+        staging.serve(&mut self.disk, memory.as_deref(), rings);
     }
-}
-
-impl Staging {
-    /// Finds out who came and who went.
-    fn look(&mut self, disk: &Disk) {
-        let mut events = [EpollEvent::default(); 4];
-        // A set that cannot be waited for without waiting has no news.
-        let count = self.epoll.wait(0, &mut events).unwrap_or(0);
-        let mut came = false;
-        for event in &events[..count] {
-            match event.data() {
-                data if data == StagingWake::Listener as u64 => came = true,
-                data if data == StagingWake::Socket as u64 => self.check_hang_up(),
-                _ => {}
-            }
-        }
-        if came {
-            self.accept(disk);
-        }
-    }
-
-    fn check_hang_up(&mut self) {
-        if self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.end.is_hung_up())
-        {
-            tracing::info!("The VMM is gone");
-            self.end_session();
-        }
-    }
-
-    fn end_session(&mut self) {
-        if let Some(Session { submit, .. }) = self.session.take() {
-            let (in_flight, held) = submit.counts();
-            tracing::info!(
-                in_flight,
-                held,
-                "The session is over; what was held is dropped and was not issued"
-            );
-        }
-    }
-
-    fn accept(&mut self, disk: &Disk) {
-        self.check_hang_up();
-        if self.session.is_some() {
-            return self.listener.refuse("This disk has a VMM already");
-        }
-        match self.listener.accept(DeviceKind::Blk, |vmm| facts(disk, vmm)) {
-            Ok(Some(end)) => {
-                tracing::info!(release = end.vmm_release(), "A VMM has connected");
-                self.begin_session(end);
-            }
-            Ok(None) => {}
-            Err(reason) => tracing::warn!(%reason, "A connector did not become our VMM"),
-        }
-    }
-
-    fn begin_session(&mut self, end: DeviceEnd) {
-        let watched = watch(&self.epoll, end.socket().as_raw_fd(), StagingWake::Socket)
-            .and_then(|()| watch(&self.epoll, end.doorbell().as_raw_fd(), StagingWake::Doorbell));
-        match watched {
-            Ok(()) => {
-                self.session = Some(Session {
-                    end,
-                    submit: Submit::default(),
-                })
-            }
-            Err(reason) => tracing::error!(%reason, "The VMM cannot be watched and was disconnected"),
-        }
-    }
-}
-
-impl Session {
-    /// Works until there is nothing to do, and says so to the VMM.
-    fn run(
-        &mut self,
-        disk: &mut Disk,
-        mut pump: impl FnMut(&mut Submit, &mut DeviceEnd, &mut Disk) -> Result<(), StageError>,
-    ) -> Result<(), StageError> {
-        self.end.wake_up();
-        for _ in 0..PUMP_ROUNDS {
-            pump(&mut self.submit, &mut self.end, disk)?;
-            if self.end.prepare_sleep(true) {
-                return Ok(());
-            }
-        }
-        // There is more, but hang-ups and set-up messages get their turn first.
-        self.end.doorbell().ring();
-        Ok(())
-    }
-}
-
-/// What a VMM is told of the disk, or why it cannot have it.
-fn facts(disk: &Disk, vmm: &VmmFacts) -> Result<DeviceFacts, String> {
-    let image = match vmm.compares_images && disk.is_mirrored() {
-        false => None,
-        true => Some(digest(disk).map_err(|error| format!("The disk image cannot be read: {error}"))?),
-    };
-    Ok(DeviceFacts {
-        kind: DeviceKind::Blk,
-        features: offer::features(disk, Service::Protected),
-        config: offer::config(disk),
-        is_mirrored: disk.is_mirrored(),
-        image,
-        release: env!("CARGO_PKG_VERSION").to_owned(),
-    })
-}
-
-fn digest(disk: &Disk) -> io::Result<ImageDigest> {
-    tracing::info!("The image is read, to be compared with the other host's");
-    let begin = Instant::now();
-    let digest = image::digest(disk)?;
-    tracing::info!(seconds = begin.elapsed().as_secs_f64(), "The image was read");
-    Ok(digest)
-}
-
-fn watch(epoll: &Epoll, fd: RawFd, wake: StagingWake) -> io::Result<()> {
-    epoll.ctl(
-        ControlOperation::Add,
-        fd,
-        EpollEvent::new(EventSet::IN, wake as u64),
-    )
 }
 
 impl VhostUserBackendMut for Backend {
@@ -359,11 +191,8 @@ impl VhostUserBackendMut for Backend {
 
     fn update_memory(&mut self, memory: AtomicMemory) -> io::Result<()> {
         self.memory = Some(memory);
-        // Orders that came before the memory wait for it.
-        if let ServiceState::Protected(staging) = &self.service
-            && let Some(session) = &staging.session
-        {
-            session.end.doorbell().ring();
+        if let ServiceState::Protected(staging) = &self.service {
+            staging.wake();
         }
         Ok(())
     }

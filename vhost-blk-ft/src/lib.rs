@@ -4,6 +4,7 @@
 //!
 //! ```text
 //!   backend   every wake-up, and where it leads
+//!   staging   who comes and goes: one VMM, and its session
 //!   plain     a kick of any vhost-user front-end: served at once     ┐
 //!   submit    an order of our VMM: answered, or held and then issued ┤
 //!   held      what waits, and whether it may be issued               │
@@ -37,4 +38,5 @@ pub mod plain;
 pub mod request;
 pub mod serve;
 pub mod sink;
+mod staging;
 pub mod submit;

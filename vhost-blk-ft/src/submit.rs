@@ -265,6 +265,7 @@ impl Submit {
                 fill(disk, &mut self.failures, command, room)
             })?;
         }
+        end.tell();
         self.inflight.complete(ticket);
         Ok(Took::It)
     }
@@ -336,7 +337,16 @@ impl Submit {
             })?;
         }
         self.inflight.complete(ticket);
+        // Who writes and flushes waits for the flush: one wake-up for both.
+        if !self.flushes_next() {
+            end.tell();
+        }
         Ok(())
+    }
+
+    /// Is a flush all that is held in front?
+    fn flushes_next(&self) -> bool {
+        matches!(self.held.front(), Some(held) if matches!(held.work, Work::Flush))
     }
 }
 

@@ -147,6 +147,25 @@ fn a_flush_waits_behind_held_writes_and_is_answered_at_once_without_them() {
 }
 
 #[test]
+fn a_vmm_that_sleeps_is_woken_once_for_a_write_and_the_flush_behind_it() {
+    let device = Device::start(true, &[]);
+    let mut vmm = Vmm::live(&device, 0);
+    let write = vmm.write(0, 3, &[0xaa; 512], 5);
+    let flush = vmm.guest.request(1, FLUSH, 0, &[], 0);
+    vmm.order(flush, 0);
+    vmm.wait_for_held(2);
+    eventually("the VMM to sleep", || vmm.end.prepare_sleep().then_some(()));
+
+    vmm.gate.publish_acked(LogOffset::new(5));
+
+    vmm.wait_for_doorbell();
+    assert_eq!(
+        [vmm.staged_completion(), vmm.staged_completion()],
+        [Some((write, vec![0])), Some((flush, vec![0]))]
+    );
+}
+
+#[test]
 fn a_request_that_is_wrong_is_completed_all_the_same() {
     let device = Device::start(true, &[]);
     let mut vmm = Vmm::live(&device, 0);

@@ -147,19 +147,23 @@ impl Device {
 
     /// Every way to wake, and the one thing each does.
     pub fn on_wake(&mut self, wake: Wake, rings: &[Ring]) {
+        self.serve(wake, rings);
+        self.settle(rings);
+    }
+
+    fn serve(&mut self, wake: Wake, rings: &[Ring]) {
         match wake {
             Wake::RxKick => self.offer_buffers(rings),
             Wake::TxKick => self.transmit(rings),
-            Wake::Own => self.wakes.due().for_each(|due| self.on_wake(due, rings)),
+            Wake::Own => self.wakes.due().for_each(|due| self.serve(due, rings)),
             Wake::Tap => self.receive(rings),
             Wake::StagingConnect => self.connect(rings),
             // What it rang for is found by settling.
-            Wake::StagingDoorbell => {}
+            Wake::StagingDoorbell => self.sink.session().into_iter().for_each(Session::hear_doorbell),
             Wake::StagingHangup => self.hear_hangup(),
             Wake::Announce => self.sink.session().into_iter().for_each(Session::announce_again),
             Wake::Again => self.go_on(rings),
         }
-        self.settle(rings);
     }
 
     /// Plain: buffers came, for a frame that waits for them or for those that wait in the tap.

@@ -120,6 +120,11 @@ impl Session {
         }
     }
 
+    /// The doorbell rang.
+    pub fn hear_doorbell(&mut self) {
+        self.end.doorbell().drain();
+    }
+
     /// Announces the guest's address again, if it is time.
     pub fn announce_again(&mut self) {
         self.announcer.expire();
@@ -135,7 +140,7 @@ impl Session {
         tap: Option<&Tap>,
         chains: Option<Chains<'_>>,
     ) -> Result<Settled, SessionError> {
-        self.end.wake_up();
+        self.end.end_sleep();
         for _ in 0..ROUNDS_MAX {
             self.follow_mode();
             self.take_orders(chains)?;

@@ -67,6 +67,8 @@ pub struct DeviceEnd {
     waiting_for: Option<LogOffset>,
     /// Chains given back since the VMM was last woken for that.
     untold: u16,
+    /// Completions were staged since the VMM was last woken.
+    has_untold: bool,
     /// How many pairings have begun, as far as `pairing` has said.
     pairings: u64,
 }
@@ -94,6 +96,7 @@ impl DeviceEnd {
             seen,
             waiting_for: None,
             untold: 0,
+            has_untold: false,
             pairings: 0,
             memory,
         }
@@ -122,7 +125,8 @@ impl DeviceEnd {
         self.frames.stop_waiting();
     }
 
-    /// Lets `fill` write the `length` bytes of a completion straight into the ring.
+    /// Lets `fill` write the `length` bytes of a completion straight into the ring. The VMM is not woken for it before
+    /// [`Self::tell`] or the end of the work.
     pub fn stage_completion(
         &mut self,
         queue: QueueIndex,
@@ -145,8 +149,15 @@ impl DeviceEnd {
             .expect("the slot is longer than its header");
         fill(&mut payload)?;
         slot.commit(size_of::<StagedHeader>() + length, tag::COMPLETION);
-        self.wake_vmm();
+        self.has_untold = true;
         Ok(())
+    }
+
+    /// Wakes the VMM for the completions that were staged, if it sleeps.
+    pub fn tell(&mut self) {
+        if std::mem::take(&mut self.has_untold) {
+            self.wake_vmm();
+        }
     }
 
     /// Stages a completion whose bytes are at hand, in pieces (as read data and status byte).
@@ -265,8 +276,10 @@ impl DeviceEnd {
     /// Says that this end is about to sleep. `false`: do not, there is something to do.
     ///
     /// Something to do is: an order, if this end `takes_orders` at all just now (a full outbox takes none); room after a `Full`; another mode than `mode` said last; or a gate that changed
-    /// since `gate` was asked last and whose acks cover what we wait for. Call `publish_waiting` before.
+    /// since `gate` was asked last and whose acks cover what we wait for. Call `publish_waiting` before. The VMM is told of
+    /// what was staged.
     pub fn prepare_sleep(&mut self, takes_orders: bool) -> bool {
+        self.tell();
         let sleeps = self.memory.flag(word::DEVICE_SLEEPS);
         sleeps.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -283,10 +296,15 @@ impl DeviceEnd {
         true
     }
 
-    /// Ends a sleep, whatever woke us.
+    /// Ends a sleep, whatever woke us, and makes the doorbell silent.
     pub fn wake_up(&self) {
-        self.memory.flag(word::DEVICE_SLEEPS).store(0, Ordering::SeqCst);
+        self.end_sleep();
         self.doorbell.drain();
+    }
+
+    /// Ends a sleep. Who saw the doorbell ring drains it as well: that is a system call, which others need not make.
+    pub fn end_sleep(&self) {
+        self.memory.flag(word::DEVICE_SLEEPS).store(0, Ordering::SeqCst);
     }
 
     /// Poll this for reading or hang-up: both mean that [`Self::is_hung_up`] should be asked.

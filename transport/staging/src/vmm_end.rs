@@ -240,10 +240,15 @@ impl VmmEnd {
         true
     }
 
-    /// Ends a sleep, whatever woke us.
+    /// Ends a sleep, whatever woke us, and makes the doorbell silent.
     pub fn wake_up(&self) {
-        self.memory.flag(word::VMM_SLEEPS).store(0, Ordering::SeqCst);
+        self.end_sleep();
         self.doorbell.drain();
+    }
+
+    /// Ends a sleep. Who saw the doorbell ring drains it as well: that is a system call, which others need not make.
+    pub fn end_sleep(&self) {
+        self.memory.flag(word::VMM_SLEEPS).store(0, Ordering::SeqCst);
     }
 
     /// Poll this for a hang-up: the device process is gone then. Nothing has to be read from it.

@@ -486,6 +486,7 @@ fn orders_and_completions_go_round_between_two_sleepy_threads() {
                 None => {}
             }
         }
+        device.tell();
         device
     });
     let (mut sent, mut back, mut bytes) = (0, 0, Vec::new());

@@ -1,11 +1,13 @@
 //! The VMM of a protected VM, as far as a disk can see it: it orders, moves the gate and takes completions.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use lockstep_protocol::{Head, Instant, LogOffset, QueueIndex};
 use lockstep_staging::{
     ConnectError, DeviceFacts, DeviceKind, GateWriter, Mode, Order, Staged, VmmEnd, VmmFacts,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::Frontend;
 
 use super::{Device, Guest, IN, OUT, PATIENCE, eventually};
@@ -72,12 +74,24 @@ impl Vmm {
 
     /// The next completion: whose, and its bytes.
     pub(crate) fn completion(&mut self) -> (u16, Vec<u8>) {
+        eventually("a completion", || self.staged_completion())
+    }
+
+    /// The same, if it is there.
+    pub(crate) fn staged_completion(&mut self) -> Option<(u16, Vec<u8>)> {
         let mut bytes = Vec::new();
-        let staged = eventually("a completion", || self.end.pop_completion(&mut bytes).unwrap());
-        match staged {
-            Staged::Completion { queue: QUEUE, head } => (head.get(), bytes),
+        match self.end.pop_completion(&mut bytes).unwrap()? {
+            Staged::Completion { queue: QUEUE, head } => Some((head.get(), bytes)),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Who said that it sleeps is woken.
+    pub(crate) fn wait_for_doorbell(&self) {
+        let doorbell = self.end.doorbell().as_fd();
+        let limit = PollTimeout::try_from(PATIENCE).unwrap();
+        let rang = poll(&mut [PollFd::new(doorbell, PollFlags::POLLIN)], limit).unwrap();
+        assert_eq!(rang, 1, "the doorbell is silent");
     }
 
     /// A read makes its way through the device: everything before it was looked at.

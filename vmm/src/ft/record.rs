@@ -228,7 +228,7 @@ impl Recorder {
                 Some(until) => {
                     self.sink.flush();
                     let limit = remaining(until, now).into_iter().chain(self.look_in()).min();
-                    wait::sleep(&mut self.ports, &self.waker, limit);
+                    wait::sleep(&self.ports, &self.waker, limit);
                 }
             }
         }

@@ -5,7 +5,7 @@ use super::port::DevicePort;
 use lockstep_staging::doorbell::Doorbell;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
-use std::os::fd::AsFd;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ impl Waker {
 }
 
 /// Sleeps until there may be something to do, at most `limit`; `None` is no limit.
-pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Duration>) {
+pub(super) fn sleep(ports: &[DevicePort], waker: &Waker, limit: Option<Duration>) {
     let mut empty = true;
     for port in ports.iter().filter(|port| port.is_alive()) {
         empty &= port.staging.prepare_sleep();
@@ -42,23 +42,20 @@ pub(super) fn sleep(ports: &mut [DevicePort], waker: &Waker, limit: Option<Durat
     } else {
         Some(limit.map_or(BLOCKED_NAP, |limit| limit.min(BLOCKED_NAP)))
     };
-    {
-        let alive = ports.iter().filter(|port| port.is_alive());
-        let mut fds = vec![PollFd::new(&*waker.0, PollFlags::IN)];
-        for port in alive {
-            fds.push(PollFd::from_borrowed_fd(
-                port.staging.doorbell().as_fd(),
-                PollFlags::IN,
-            ));
-        }
-        let timeout = limit.map(|limit| Timespec::try_from(limit).unwrap_or(LONG));
-        // An interrupted sleep is over like any other: the caller looks at everything again.
-        let _ = poll(&mut fds, timeout.as_ref());
-    }
-    waker.0.drain();
-    for port in ports.iter_mut().filter(|port| port.is_alive()) {
-        port.staging.wake_up();
-    }
+    let alive = ports.iter().filter(|port| port.is_alive());
+    let bells: Vec<_> = iter::once(&*waker.0)
+        .chain(alive.clone().map(|port| port.staging.doorbell()))
+        .collect();
+    let mut fds: Vec<_> = bells
+        .iter()
+        .map(|bell| PollFd::new(*bell, PollFlags::IN))
+        .collect();
+    let timeout = limit.map(|limit| Timespec::try_from(limit).unwrap_or(LONG));
+    // An interrupted sleep is over like any other: the caller looks at everything again.
+    let _ = poll(&mut fds, timeout.as_ref());
+    alive.for_each(|port| port.staging.end_sleep());
+    let rang = bells.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+    rang.for_each(|(bell, _)| bell.drain());
 }
 
 /// Stands for "no limit" where one does not fit the kernel's type.

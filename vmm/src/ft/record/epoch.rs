@@ -30,7 +30,7 @@ impl Recorder {
             if is_wanted {
                 thread::sleep(left);
             } else {
-                wait::sleep(&mut self.ports, &self.waker, Some(left));
+                wait::sleep(&self.ports, &self.waker, Some(left));
             }
         }
     }
