@@ -78,8 +78,8 @@ pub struct BenchArgs {
     /// How long all measurements take together
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(4..=3600))]
     pub seconds: u64,
-    /// How many TCP connections the throughput parts use
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// How many TCP connections the throughput parts use; by default enough to keep either side busy
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub clients: u16,
     /// How many requests each of them has in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -90,6 +90,9 @@ pub struct BenchArgs {
     /// How many vCPUs the VM has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub vcpus: u8,
+    /// Which processors of this machine the two hosts have
+    #[arg(long, value_enum, default_value_t = Processors::Apart)]
+    pub processors: Processors,
     /// How often unprotected and protected take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,
@@ -109,6 +112,16 @@ pub struct BenchArgs {
 pub enum Guest {
     /// The key-value server that is embedded in lockstep
     Micro,
+}
+
+/// Which processors of this machine the hosts of a bench have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Processors {
+    /// The primary has one half, alone and protected, and the clients with it; the backup has the other half: as two
+    /// machines, neither of which takes time from the other
+    Apart,
+    /// Everybody has all of them
+    Shared,
 }
 
 /// How the hosts have the guest's disk.

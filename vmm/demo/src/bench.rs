@@ -6,6 +6,7 @@
 mod cpu;
 mod latency;
 pub(crate) mod measure;
+mod place;
 pub(crate) mod report;
 mod throughput;
 
@@ -14,11 +15,13 @@ use std::time::{Duration, Instant};
 use crate::args::{Arbiter, BenchArgs};
 use crate::progress::Progress;
 use crate::world::config::{GUEST, NODES};
+use crate::world::hosts::Host;
 use crate::world::namespace::Network;
 use crate::world::{Wish, World};
 
 use self::cpu::Cpu;
 use self::latency::Latencies;
+use self::place::Places;
 use self::throughput::{Count, Shape};
 
 /// One of the two things that are compared.
@@ -47,8 +50,9 @@ pub(crate) struct Measured {
 }
 
 /// Both sides.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outcome {
+    pub(crate) places: Places,
     pub(crate) alone: Measured,
     pub(crate) protected: Measured,
 }
@@ -56,14 +60,19 @@ pub(crate) struct Outcome {
 /// Runs all rounds. Must run in a `LocalSet`, after the namespace was entered.
 pub(crate) async fn run(args: &BenchArgs, progress: &mut Progress) -> anyhow::Result<Outcome> {
     let network = Network::new().await?;
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome {
+        places: Places::take(args.processors)?,
+        alone: Measured::default(),
+        protected: Measured::default(),
+    };
     let turns = u32::from(args.rounds) * 2;
     let part = Duration::from_secs(args.seconds) / (turns * PARTS);
     for round in 1..=args.rounds {
-        for (side, measured) in [
-            (Side::Alone, &mut outcome.alone),
-            (Side::Protected, &mut outcome.protected),
-        ] {
+        for side in [Side::Alone, Side::Protected] {
+            let measured = match side {
+                Side::Alone => &mut outcome.alone,
+                Side::Protected => &mut outcome.protected,
+            };
             progress.event(&format!("round {round} of {}, {}", args.rounds, side.told()));
             let dir = args
                 .keep
@@ -77,15 +86,9 @@ pub(crate) async fn run(args: &BenchArgs, progress: &mut Progress) -> anyhow::Re
                 keep: dir,
                 verbose: args.verbose,
             };
-            turn(
-                args,
-                side,
-                World::new(&wish, network.clone()).await?,
-                part,
-                measured,
-                progress,
-            )
-            .await?;
+            let mut world = World::new(&wish, network.clone()).await?;
+            let hosts = Hosts::start(side, &mut world, &outcome.places).await?;
+            turn(args, side, hosts, part, measured, progress).await?;
         }
     }
     Ok(outcome)
@@ -100,23 +103,34 @@ impl Side {
     }
 }
 
-/// Starts one side, measures every part on it, and ends it.
+/// The hosts of one side, up.
+struct Hosts {
+    primary: Host,
+    backup: Option<Host>,
+}
+
+impl Hosts {
+    async fn start(side: Side, world: &mut World, places: &Places) -> anyhow::Result<Self> {
+        let mut backup = match side {
+            Side::Alone => None,
+            Side::Protected => Some(places.at_backup(|| world.start(NODES[1], "backup", &[]))?),
+        };
+        let more: &[&str] = if side == Side::Alone { &["--alone"] } else { &[] };
+        let mut primary = world.start(NODES[0], "primary", more)?;
+        world.wait_until_up(&mut primary, backup.as_mut()).await?;
+        Ok(Self { primary, backup })
+    }
+}
+
+/// Measures every part on one side, and ends it.
 async fn turn(
     args: &BenchArgs,
     side: Side,
-    mut world: World,
+    Hosts { primary, backup }: Hosts,
     part: Duration,
     measured: &mut Measured,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
-    let mut backup = match side {
-        Side::Alone => None,
-        Side::Protected => Some(world.start(NODES[1], "backup", &[])?),
-    };
-    let more: &[&str] = if side == Side::Alone { &["--alone"] } else { &[] };
-    let mut primary = world.start(NODES[0], "primary", more)?;
-    world.wait_until_up(&mut primary, backup.as_mut()).await?;
-
     let many = Shape {
         connections: args.clients,
         pipeline: args.pipeline,

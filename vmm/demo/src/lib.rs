@@ -20,7 +20,7 @@ mod stage;
 mod timeline;
 mod world;
 
-pub use args::{Arbiter, BenchArgs, DemoArgs, Disk, Guest};
+pub use args::{Arbiter, BenchArgs, DemoArgs, Disk, Guest, Processors};
 
 use std::process::ExitCode;
 

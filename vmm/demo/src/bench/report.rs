@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::place::Places;
 use super::{Measured, Outcome, round};
 use crate::args::BenchArgs;
 
@@ -15,6 +16,8 @@ pub(crate) struct Report {
     pipeline: u16,
     disk: &'static str,
     vcpus: u8,
+    /// Which processors of this machine each host has; the clients have the primary's.
+    processors: Places,
     unprotected: Numbers,
     protected: Numbers,
     /// Protected over unprotected.
@@ -25,7 +28,7 @@ pub(crate) struct Report {
     added_p50_us: Added,
     /// The same in round trips.
     added_p50_in_rtts: Added,
-    /// Processor time of one pipelined GET, in us; both hosts and the clients share this machine's processors.
+    /// Processor time of one pipelined GET, in us.
     cpu_us_per_get: CpuPerGet,
     log_bytes: u64,
     input_bytes: u64,
@@ -178,6 +181,7 @@ impl Report {
             pipeline: args.pipeline,
             disk: args.disk.word(),
             vcpus: args.vcpus,
+            processors: outcome.places.clone(),
             ratio: Numbers::ratio(&protected, &alone),
             unprotected: alone.rounded(),
             protected: protected.rounded(),
@@ -189,7 +193,7 @@ impl Report {
                 set: in_rtts(added_p50_us.set),
             },
             cpu_us_per_get: CpuPerGet {
-                processors: std::thread::available_parallelism().map_or(1, usize::from),
+                processors: outcome.places.count(),
                 unprotected: Shares::of(&outcome.alone),
                 protected: Shares::of(&outcome.protected),
             },
@@ -219,10 +223,10 @@ impl Report {
         );
         let cpu = &self.cpu_us_per_get;
         println!(
-            "Processor time of a pipelined GET in us, on {} shared processors: alone {}; protected {}.",
-            cpu.processors,
+            "Processor time of a pipelined GET in us: alone {}; protected {}. {}",
             cpu.unprotected.told(),
-            cpu.protected.told()
+            cpu.protected.told(),
+            self.processors.told()
         );
         println!(
             "Log: {} bytes for {} bytes of input, {} for one.",
