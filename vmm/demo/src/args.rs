@@ -94,7 +94,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t = Processors::Apart)]
     pub processors: Processors,
     /// How often unprotected and protected take turns
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,
     /// Print one JSON object as the last line
     #[arg(long)]
