@@ -101,11 +101,13 @@ impl Backup {
         self.position = self.position.max(position);
     }
 
-    /// Is an ack due? An output waits for it, or the window fills up. What else came is acked with the next heartbeat: an ack
-    /// costs both hosts a packet and a wake-up.
+    /// Is an ack due? An output waits for it, or the window fills up, or it is the first one: with it the primary has a backup.
+    /// What else came is acked with the next heartbeat: an ack costs both hosts a packet and a wake-up.
     pub fn owes_ack(&self) -> bool {
         let is_part = |come: u64, limit: u64| come.saturating_mul(ACK_PARTS) >= limit;
-        self.log.calls > self.said_calls
+        let is_first = self.said_bytes == 0;
+        is_first
+            || self.log.calls > self.said_calls
             || is_part(self.log.received.since(self.said.0), self.window.records)
             || is_part(self.log.log_bytes - self.said_bytes, self.window.bytes)
     }

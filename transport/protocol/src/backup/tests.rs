@@ -71,9 +71,12 @@ fn marked_window(position: u64) -> [Bytes; 2] {
 }
 
 #[test]
-fn inputs_alone_are_acked_with_the_next_heartbeat() {
+fn inputs_alone_are_acked_with_the_next_heartbeat_but_the_first_ones_at_once() {
     let mut backup = backup();
     backup.handle_log_bytes(ms(1001), log(3, 1)).unwrap();
+    assert!(backup.owes_ack());
+    assert!(backup.poll_ack().is_some());
+    backup.handle_log_bytes(ms(1002), log(3, 1)).unwrap();
     assert!(!backup.owes_ack());
     assert!(backup.poll_ack().is_some());
 }
@@ -102,6 +105,8 @@ fn a_window_that_fills_up_is_acked_before_it_is_full() {
     };
     for (limit, size) in [(of_records, 1), (of_bytes, 50)] {
         let mut backup = backup().with_window(limit);
+        backup.handle_log_bytes(ms(1001), log(1, size)).unwrap();
+        assert!(backup.poll_ack().is_some());
         backup.handle_log_bytes(ms(1001), log(1, size)).unwrap();
         assert!(!backup.owes_ack());
         backup.handle_log_bytes(ms(1001), log(1, size)).unwrap();
