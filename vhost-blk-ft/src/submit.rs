@@ -344,7 +344,7 @@ impl Submit {
         Ok(())
     }
 
-    /// Is a flush all that is held in front?
+    /// Is a flush the next that is held?
     fn flushes_next(&self) -> bool {
         matches!(self.held.front(), Some(held) if matches!(held.work, Work::Flush))
     }

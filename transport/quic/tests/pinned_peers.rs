@@ -39,6 +39,15 @@ async fn meet(
     tokio::join!(accept, client.connect(address, PATIENCE))
 }
 
+/// Two peers that pin each other, `b` connected to `a`: the server and its end, the client and its end.
+async fn friends() -> ((PinnedEndpoint, Connection), (PinnedEndpoint, Connection)) {
+    let (a, b) = (identity("a"), identity("b"));
+    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
+    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
+    let (at_server, at_client) = meet(&server, &client).await;
+    ((server, at_server.unwrap()), (client, at_client.unwrap()))
+}
+
 /// The client's connection looks made until the server has judged: what is its end?
 async fn end_of(connection: Connection) -> LinkError {
     LinkError::of(connection.remote_address(), connection.closed().await)
@@ -46,13 +55,7 @@ async fn end_of(connection: Connection) -> LinkError {
 
 #[tokio::test]
 async fn peers_that_pin_each_other_talk() {
-    let (a, b) = (identity("a"), identity("b"));
-    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
-    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
-
-    let (at_server, at_client) = meet(&server, &client).await;
-
-    let (at_server, at_client) = (at_server.unwrap(), at_client.unwrap());
+    let ((server, at_server), (_client, at_client)) = friends().await;
     let mut sending = at_client.open_uni().await.unwrap();
     sending.write_all(b"hello").await.unwrap();
     sending.finish().unwrap();
@@ -69,11 +72,7 @@ async fn peers_that_pin_each_other_talk() {
 
 #[tokio::test]
 async fn packets_grow_as_large_as_both_peers_and_the_path_take_them() {
-    let (a, b) = (identity("a"), identity("b"));
-    let server = listen(&a, &b.as_peer(), LinkConfig::pair());
-    let client = dialer(&b, &a.as_peer(), LinkConfig::pair());
-    let (at_server, at_client) = meet(&server, &client).await;
-    let (at_server, at_client) = (at_server.unwrap(), at_client.unwrap());
+    let ((_server, at_server), (_client, at_client)) = friends().await;
 
     // Probes go along with what is sent.
     let mut sending = at_client.open_uni().await.unwrap();

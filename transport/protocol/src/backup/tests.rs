@@ -22,17 +22,18 @@ fn log(records: u64, size: usize) -> Bytes {
     let mut encoder = RecordEncoder::new();
     let typed = vec![b'x'; size];
     (1..=records).for_each(|position| {
-        let position = Position::new(position);
-        encoder.encode(
-            &mut out,
-            &Record {
-                position,
-                closes: true,
-                input: Input::Console { bytes: &typed },
-            },
-        );
+        let input = Input::Console { bytes: &typed[..] };
+        encoder.encode(&mut out, &record(position, true, input));
     });
     out.freeze()
+}
+
+fn record(position: u64, closes: bool, input: Input<&[u8]>) -> Record<&[u8]> {
+    Record {
+        position: Position::new(position),
+        closes,
+        input,
+    }
 }
 
 fn beat(sent_at: Instant) -> Heartbeat {
@@ -57,15 +58,7 @@ fn marked_window(position: u64) -> [Bytes; 2] {
     let mut encoder = RecordEncoder::new();
     [(false, Input::Mark), (true, Input::Console { bytes: &b"x"[..] })].map(|(closes, input)| {
         let mut out = BytesMut::new();
-        let position = Position::new(position);
-        encoder.encode(
-            &mut out,
-            &Record {
-                position,
-                closes,
-                input,
-            },
-        );
+        encoder.encode(&mut out, &record(position, closes, input));
         out.freeze()
     })
 }

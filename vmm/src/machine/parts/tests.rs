@@ -13,8 +13,8 @@ const BLK: DeviceId = DeviceId::new(1);
 const TX: QueueIndex = QueueIndex::new(1);
 const REQUESTS: QueueIndex = QueueIndex::new(0);
 
-/// A network card and a disk, with a chain in each of their queues.
-fn parts() -> Parts {
+/// A network card and a disk, with a chain in each of their queues. Those that are `driven` have a driver that is ready.
+fn parts(driven: &[DeviceId]) -> Parts {
     let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
     let mut parts = Parts {
         memory,
@@ -37,6 +37,7 @@ fn parts() -> Parts {
     for (place, (device, queue)) in (1_u64..).zip([(NET, NET_RX), (NET, TX), (BLK, REQUESTS)]) {
         offer(&mut parts, device, queue, GuestAddress(place * 0x1000));
     }
+    driven.iter().for_each(|device| drive(&mut parts, *device));
     parts
 }
 
@@ -70,18 +71,14 @@ fn kicked(parts: &Parts) -> Vec<(DeviceId, QueueIndex, usize)> {
 
 #[test]
 fn a_kick_takes_what_all_queues_hold_but_receive_buffers() {
-    let mut parts = parts();
-    drive(&mut parts, NET);
-    drive(&mut parts, BLK);
+    let mut parts = parts(&[NET, BLK]);
     parts.kicked(BLK, REQUESTS);
     assert_eq!(kicked(&parts), [(BLK, REQUESTS, 1), (NET, TX, 1)]);
 }
 
 #[test]
 fn a_kick_of_what_was_taken_along_is_no_output() {
-    let mut parts = parts();
-    drive(&mut parts, NET);
-    drive(&mut parts, BLK);
+    let mut parts = parts(&[NET, BLK]);
     parts.kicked(BLK, REQUESTS);
     parts.exit = Exit::default();
     parts.kicked(NET, TX);
@@ -90,8 +87,7 @@ fn a_kick_of_what_was_taken_along_is_no_output() {
 
 #[test]
 fn a_device_whose_driver_is_not_ready_keeps_its_chains() {
-    let mut parts = parts();
-    drive(&mut parts, BLK);
+    let mut parts = parts(&[BLK]);
     parts.kicked(BLK, REQUESTS);
     assert_eq!(kicked(&parts), [(BLK, REQUESTS, 1)]);
 }
