@@ -211,6 +211,7 @@ fn build(folder: &Path) -> anyhow::Result<()> {
         .args([
             "build",
             "--release",
+            "--locked",
             "--quiet",
             "--target",
             TRIPLE,

@@ -78,6 +78,33 @@ fn device_processes_pull_in_neither_tokio_nor_quinn() {
 }
 
 #[test]
+fn every_lock_file_fits_the_manifests_beside_it() {
+    let locks: Vec<_> = tracked()
+        .into_iter()
+        .filter(|path| path.ends_with("Cargo.lock"))
+        .collect();
+    assert!(
+        locks.len() >= 3,
+        "the workspace, the guest and the fuzzer have one: {locks:?}"
+    );
+    for lock in locks {
+        let manifest = lock.replace("Cargo.lock", "Cargo.toml");
+        // Fails if the lock would have to change, as the clean clone of CI does.
+        output(
+            env!("CARGO"),
+            &[
+                "metadata",
+                "--locked",
+                "--format-version",
+                "1",
+                "--manifest-path",
+                &manifest,
+            ],
+        );
+    }
+}
+
+#[test]
 fn one_tls_and_one_memory_model_are_in_the_tree() {
     let lock = read("Cargo.lock");
     let versions = |name: &str| lock.matches(&format!("name = \"{name}\"\n")).count();
