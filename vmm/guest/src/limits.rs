@@ -34,6 +34,8 @@ pub const CONNECTIONS_MIN: usize = 8;
 pub const GROUP_BYTES: usize = 512 << 10;
 /// Largest batch that can be in a log: a full group and one more command, and their frames.
 pub const BATCH_MAX: usize = GROUP_BYTES + 4 * COMMAND_MAX;
+/// Batches of the log on their way at once. Two: while the disk writes one, the next waits for a backup's ack.
+pub const BATCHES_OUT: usize = 2;
 /// How much of the store one batch of a compaction carries.
 pub const SNAPSHOT_BYTES: usize = 256 << 10;
 

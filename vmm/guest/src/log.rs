@@ -1,9 +1,10 @@
 //! The log on disk: every change is in it before anyone hears of it. Commands append and commit; the server drives it
-//! once per round and asks how far it is durable. While one batch is on its way, all that is committed gathers for the
-//! next. When the area is full it is compacted into the other one. Never waits; after a disk error it never moves again.
+//! once per round and asks how far it is durable. While enough batches are on their way, all that is committed gathers for
+//! the next. When the area is full it is compacted into the other one. Never waits; after a disk error it never moves again.
 
 mod batch;
 mod compaction;
+mod flight;
 mod recovery;
 mod superblock;
 
@@ -16,12 +17,11 @@ use crate::store::op::Op;
 use crate::units::{Group, Time};
 use batch::Link;
 use compaction::Compaction;
+use flight::Flight;
 pub use recovery::{OpenError, open};
 use superblock::Layout;
 
-const WRITE: Tag = Tag(1);
-const FLUSH: Tag = Tag(2);
-const COMPACTION: Tag = Tag(3);
+const COMPACTION: Tag = Tag(1);
 
 /// Whether a write command may be executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,27 +40,11 @@ enum Phase {
     /// There is no disk: everything counts as durable at once.
     Volatile,
     /// Batches go to the current area.
-    Serving(Serving),
+    Serving(Flight),
     /// The store is being written to the other area.
     Compacting(Compaction),
     /// The disk failed.
     Failed,
-}
-
-/// The batches on their way.
-#[derive(Clone, Copy, Debug, Default)]
-struct Serving {
-    writing: Option<Group>,
-    flushing: Option<Group>,
-    /// A request was given back. At most two are ever out, so a disk that has no room for one is broken.
-    is_refused: bool,
-}
-
-impl Serving {
-    fn flush(&mut self, group: Group, disk: &mut impl Disk) {
-        self.is_refused |= disk.submit(FLUSH, Request::Flush).is_err();
-        self.flushing = Some(group);
-    }
 }
 
 /// Where the next batch goes.
@@ -84,8 +68,6 @@ pub struct Log {
     spare: Vec<u8>,
     /// The group that is gathering.
     group: Group,
-    /// The last group whose write is done.
-    written: Group,
     durable: Group,
 }
 
@@ -112,7 +94,6 @@ impl Log {
     fn new(phase: Phase, layout: Option<Layout>, tail: Tail, nonce: u64) -> Self {
         let mut gathered = Vec::new();
         batch::begin(&mut gathered);
-        let (group, written, durable) = (Group::ZERO.next(), Group::ZERO, Group::ZERO);
         Log {
             phase,
             layout,
@@ -121,9 +102,8 @@ impl Log {
             compactions: 0,
             gathered,
             spare: Vec::new(),
-            group,
-            written,
-            durable,
+            group: Group::ZERO.next(),
+            durable: Group::ZERO,
         }
     }
 
@@ -167,9 +147,7 @@ impl Log {
     pub fn is_settled(&self) -> bool {
         match &self.phase {
             Phase::Volatile | Phase::Failed => true,
-            Phase::Serving(serving) => {
-                self.is_gathering_nothing() && serving.writing.is_none() && serving.flushing.is_none()
-            }
+            Phase::Serving(flight) => self.is_gathering_nothing() && flight.is_empty(),
             Phase::Compacting(_) => false,
         }
     }
@@ -194,10 +172,10 @@ impl Log {
         while let Some(done) = disk.poll() {
             self.handle_done(done, disk.needs_flush());
         }
-        match self.phase {
-            Phase::Volatile | Phase::Failed => (),
-            Phase::Serving(serving) => self.serve(serving, disk, now),
-            Phase::Compacting(_) => (),
+        if let Phase::Serving(_) = self.phase
+            && self.serve(disk, now).is_err()
+        {
+            self.phase = Phase::Failed;
         }
         self.compact(disk, store, now);
     }
@@ -213,41 +191,42 @@ impl Log {
         match &mut self.phase {
             Phase::Volatile | Phase::Failed => (),
             Phase::Compacting(compaction) => compaction.handle_done(done.bytes),
-            Phase::Serving(serving) if done.tag == WRITE => {
-                self.spare = done.bytes;
-                self.written = serving.writing.take().unwrap_or(self.written);
-                if !needs_flush {
-                    self.durable = self.written;
+            Phase::Serving(flight) => {
+                if flight.handle_done(done.tag) {
+                    self.spare = done.bytes;
                 }
-            }
-            Phase::Serving(serving) => {
-                // A flush that overtook its write proves nothing; another will follow.
-                self.durable = serving.flushing.take().unwrap_or(self.durable).min(self.written);
+                self.durable = flight.poll_durable(needs_flush).unwrap_or(self.durable);
             }
         }
     }
 
-    fn serve(&mut self, mut serving: Serving, disk: &mut impl Disk, now: Time) {
-        if serving.flushing.is_none() && self.durable < self.written {
-            serving.flush(self.written, disk);
-        }
-        if serving.writing.is_none() && !self.is_gathering_nothing() {
-            let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
-            if self.tail.sector + sectors <= self.tail.end {
-                self.send(&mut serving, sectors, disk, now);
-            } else if serving.flushing.is_none() {
-                return self.begin_compaction();
-            }
-        }
-        self.phase = if serving.is_refused {
-            Phase::Failed
-        } else {
-            Phase::Serving(serving)
+    /// Sends what has gathered, if it may go now, and asks for the flushes that are due. Gives a request back that the disk
+    /// had no room for; few are ever out, so such a disk is broken.
+    fn serve(&mut self, disk: &mut impl Disk, now: Time) -> Result<(), Request> {
+        let Phase::Serving(flight) = &mut self.phase else {
+            return Ok(());
         };
+        let is_idle = self.gathered.len() == batch::HEAD_BYTES || flight.is_full();
+        let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
+        if !is_idle && self.tail.sector + sectors <= self.tail.end {
+            let tag = flight.begin(self.group);
+            let write = self.seal(sectors, now);
+            disk.submit(tag, write)?;
+        } else if !is_idle && flight.is_empty() {
+            self.begin_compaction();
+        }
+        if let Phase::Serving(flight) = &mut self.phase
+            && disk.needs_flush()
+        {
+            while let Some(tag) = flight.poll_flush(disk.flushes_in_order()) {
+                disk.submit(tag, Request::Flush)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Sends what has gathered, and begins the next group.
-    fn send(&mut self, serving: &mut Serving, sectors: u64, disk: &mut impl Disk, now: Time) {
+    /// What has gathered as a write to the tail; the next group begins.
+    fn seal(&mut self, sectors: u64, now: Time) -> Request {
         let check = batch::seal(&mut self.gathered, self.tail.link, now);
         let mut next = core::mem::take(&mut self.spare);
         if next.capacity() > 2 * GROUP_BYTES {
@@ -255,18 +234,11 @@ impl Log {
         }
         batch::begin(&mut next);
         let bytes = core::mem::replace(&mut self.gathered, next);
-        let write = Request::Write {
-            sector: self.tail.sector,
-            bytes,
-        };
-        serving.is_refused |= disk.submit(WRITE, write).is_err();
-        serving.writing = Some(self.group);
-        if serving.flushing.is_none() && disk.needs_flush() && disk.flushes_in_order() {
-            serving.flush(self.group, disk);
-        }
+        let sector = self.tail.sector;
         self.group = self.group.next();
         self.tail.sector += sectors;
         self.tail.link = self.tail.link.next(check);
+        Request::Write { sector, bytes }
     }
 
     /// What has gathered is in the store already, so the snapshot will hold it.
@@ -287,10 +259,9 @@ impl Log {
             Ok(None) => (),
             Ok(Some(finished)) => {
                 self.tail = finished.tail;
-                self.written = finished.group;
                 self.durable = finished.group;
                 self.compactions += 1;
-                self.phase = Phase::Serving(Serving::default());
+                self.phase = Phase::Serving(Flight::default());
             }
             Err(compaction::Failed) => self.phase = Phase::Failed,
         }

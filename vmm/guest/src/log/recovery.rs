@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::batch::{self, NoBatch};
+use super::flight::Flight;
 use super::superblock::{Layout, Slot, Superblock};
-use super::{Log, Phase, Serving, Tail};
+use super::{Log, Phase, Tail};
 use crate::disk::{Disk, DiskError, Request, SECTOR_BYTES, Tag};
 use crate::store::Store;
 use crate::store::op::Op;
@@ -55,7 +56,7 @@ pub fn open(disk: &mut impl Disk, store: &mut Store, nonce: u64, now: Time) -> R
     };
     let tail = replay(disk, layout, superblock, store, now)?;
     Ok(Log::new(
-        Phase::Serving(Serving::default()),
+        Phase::Serving(Flight::default()),
         Some(layout),
         tail,
         crate::prng::mix(nonce ^ superblock.nonce),

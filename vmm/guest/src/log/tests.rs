@@ -7,6 +7,7 @@ use std::format;
 
 use super::*;
 use crate::disk::DiskError;
+use crate::limits::BATCHES_OUT;
 
 const SECTORS: u64 = 16 + 2 * 256;
 
@@ -26,6 +27,9 @@ struct Journal {
     /// Fail this many events from now.
     fail_in: Option<usize>,
     is_in_order: bool,
+    /// Tells at most one end each time that it is driven, so that several batches are on their way.
+    is_slow: bool,
+    has_told: bool,
 }
 
 impl Journal {
@@ -41,6 +45,11 @@ impl Journal {
             medium,
             ..Journal::default()
         }
+    }
+
+    fn writes(&self) -> usize {
+        let is_write = |event: &&Event| matches!(event, Event::Write(..));
+        self.events.iter().filter(is_write).count()
     }
 
     fn fails_now(&mut self) -> bool {
@@ -98,7 +107,11 @@ impl Disk for Journal {
     }
 
     fn poll(&mut self) -> Option<Done> {
-        self.done.pop_front()
+        self.has_told = self.is_slow && !self.has_told && !self.done.is_empty();
+        match self.is_slow && !self.has_told {
+            true => None,
+            false => self.done.pop_front(),
+        }
     }
 
     fn wait(&mut self) {}
@@ -231,31 +244,23 @@ fn what_was_durable_is_there_after_a_power_off() {
 }
 
 #[test]
-fn changes_gather_while_a_batch_is_on_its_way() {
+fn a_batch_sets_out_before_the_one_ahead_of_it_is_done_and_what_comes_then_gathers() {
     let mut life = Life::begin(Journal::blank());
-    life.change(&Op::Put {
-        key: b"a",
-        value: b"1",
-        expires: Time::ZERO,
-    });
-    life.round();
-    let first = life.disk.events.len();
-    life.change(&Op::Put {
-        key: b"b",
-        value: b"2",
-        expires: Time::ZERO,
-    });
-    life.change(&Op::Put {
-        key: b"c",
-        value: b"3",
-        expires: Time::ZERO,
-    });
+    life.disk.is_slow = true;
+    let first = life.disk.writes();
+    for (at, key) in [b"a", b"b", b"c", b"d"].into_iter().enumerate() {
+        life.change(&Op::Put {
+            key,
+            value: b"1",
+            expires: Time::ZERO,
+        });
+        // Nothing is told to be done before the second is driven.
+        life.log.drive(&mut life.disk, &life.store, Time::ZERO);
+        assert_eq!(life.disk.writes() - first, (at + 1).min(BATCHES_OUT), "{at}");
+        life.disk.has_told = true;
+    }
     life.settle();
-    let writes = life.disk.events[first..]
-        .iter()
-        .filter(|event| matches!(event, Event::Write(..)))
-        .count();
-    assert_eq!(writes, 1);
+    assert_eq!(life.disk.writes() - first, BATCHES_OUT + 1);
 }
 
 #[test]
@@ -269,6 +274,17 @@ fn power_may_fail_at_any_point_on_a_disk_that_flushes_in_order() {
         is_in_order: true,
         ..Journal::blank()
     });
+}
+
+#[test]
+fn power_may_fail_while_several_batches_are_on_their_way() {
+    for is_in_order in [false, true] {
+        fail_everywhere(Journal {
+            is_in_order,
+            is_slow: true,
+            ..Journal::blank()
+        });
+    }
 }
 
 fn fail_everywhere(disk: Journal) {

@@ -7,7 +7,7 @@ use super::mmio::{Kind, OpenError, Registers, Transport};
 use super::queue::{Finished, Piece, Queue};
 use crate::abi::DISK_TRANSFER_MAX;
 use crate::disk::{Disk, DiskError, Done, Request, SECTOR_BYTES, Tag};
-use crate::limits::BATCH_MAX;
+use crate::limits::{BATCH_MAX, BATCHES_OUT};
 
 const FEATURE_RO: u64 = 1 << 5;
 const FEATURE_FLUSH: u64 = 1 << 9;
@@ -24,8 +24,8 @@ const STATUS_UNSET: u8 = 0xff;
 const HEADER_BYTES: usize = 16;
 /// Data of one request at most: abi.rs allows no more.
 const TRANSFER_MAX: usize = DISK_TRANSFER_MAX as usize;
-/// The longest write in its parts, and one request beside it.
-const DESCRIPTORS_MIN: usize = 3 * (BATCH_MAX.div_ceil(TRANSFER_MAX) + 1);
+/// The longest writes in their parts, and a flush beside each.
+const DESCRIPTORS_MIN: usize = BATCHES_OUT * (3 * BATCH_MAX.div_ceil(TRANSFER_MAX) + 2);
 
 /// A write that is too long for one request.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ pub struct Blk {
     sectors: u64,
     /// Whose request each head is.
     tags: Vec<Option<Tag>>,
-    split: Option<Split>,
+    /// Writes whose parts are out.
+    splits: Vec<Split>,
     /// Flushes that the device needs not be asked for.
     vain: Vec<Tag>,
     idle: fn(),
@@ -67,7 +68,7 @@ impl Blk {
             queue,
             sectors,
             tags,
-            split: None,
+            splits: Vec::new(),
             vain: Vec::new(),
             idle,
         })
@@ -87,7 +88,7 @@ impl Blk {
             return Ok(());
         }
         let left = bytes.len().div_ceil(TRANSFER_MAX);
-        if self.split.is_some() || self.queue.room() < 3 * left {
+        if self.queue.room() < 3 * left {
             return Err(Request::Write { sector, bytes });
         }
         for (at, part) in bytes.chunks(TRANSFER_MAX).enumerate() {
@@ -101,7 +102,7 @@ impl Blk {
                 ],
             );
         }
-        self.split = Some(Split {
+        self.splits.push(Split {
             tag,
             left,
             result: Ok(()),
@@ -125,19 +126,17 @@ impl Blk {
         };
         let ok = status.is_some_and(|status| status.first() == Some(&STATUS_OK));
         let result = if ok { Ok(()) } else { Err(DiskError) };
-        let Some(split) = self.split.as_mut().filter(|split| split.tag == tag) else {
+        let Some(at) = self.splits.iter().position(|split| split.tag == tag) else {
             return Some(Done { tag, result, bytes });
         };
+        let split = &mut self.splits[at];
         split.result = split.result.and(result);
         split.left -= 1;
         if split.left > 0 {
             return None;
         }
-        self.split.take().map(|split| Done {
-            tag,
-            result: split.result,
-            bytes: split.bytes,
-        })
+        let Split { result, bytes, .. } = self.splits.swap_remove(at);
+        Some(Done { tag, result, bytes })
     }
 }
 
