@@ -86,7 +86,7 @@ fn serve(config: &Path) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let fingerprint = identity.fingerprint();
         let server = Server::bind(listen, identity, clients, store)?;
         let mut terminate = signal(SignalKind::terminate()).context("Cannot wait for SIGTERM")?;
@@ -105,7 +105,10 @@ fn serve(config: &Path) -> Result<ExitCode> {
             .await;
         info!("The arbiter ends");
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // Whatever is at the store still hangs on its disk, perhaps for ever; it may be killed at any instruction.
+    runtime.shutdown_background();
+    ended
 }
 
 fn show_all(store: &FileStore, json: bool) -> Result<ExitCode> {

@@ -3,6 +3,8 @@
 //! The client and the server use it. A message is short, and one that is not exactly as described here is
 //! refused; the protocol's version is in the name that TLS negotiates.
 
+use std::error::Error;
+
 use lockstep_protocol::ids::{Holder, Term};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -77,6 +79,13 @@ impl Answer {
             sentence: sentence[..cut].to_owned(),
         }
     }
+
+    /// A failure with the error's sentence and those of its causes, which nobody else would tell the client.
+    pub fn failed_by(may_pass: bool, error: &dyn Error) -> Self {
+        let causes = std::iter::successors(error.source(), |&cause| cause.source());
+        let told = causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"));
+        Self::failed(may_pass, &told)
+    }
 }
 
 /// A message that cannot be understood.
@@ -96,15 +105,26 @@ pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, BadMessage> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use lockstep_protocol::ids::{Incarnation, NodeName};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::StoreError;
 
     fn holder() -> Holder {
         Holder {
             node: NodeName::new(&"n".repeat(32)).unwrap(),
             incarnation: Incarnation::new(u128::MAX),
+        }
+    }
+
+    fn full_disk(dir: &str) -> StoreError {
+        let source = io::Error::from_raw_os_error(28);
+        StoreError::Full {
+            dir: dir.into(),
+            source,
         }
     }
 
@@ -122,6 +142,22 @@ mod tests {
         assert!(encode(&failed).len() <= MAX_MESSAGE);
         assert_eq!(decode::<Question>(&encode(&claim)).unwrap(), claim);
         assert_eq!(decode::<Answer>(&encode(&failed)).unwrap(), failed);
+    }
+
+    #[test]
+    fn a_failure_by_an_error_tells_what_the_system_said() {
+        let told = Answer::failed_by(true, &full_disk("/terms"));
+
+        let sentence =
+            "The disk of /terms is full; nothing was changed: No space left on device (os error 28)";
+        assert_eq!(told, Answer::failed(true, sentence));
+    }
+
+    #[test]
+    fn a_failure_by_an_error_with_a_long_sentence_fits() {
+        let told = Answer::failed_by(true, &full_disk(&"\u{1}".repeat(1000)));
+
+        assert!(encode(&told).len() <= MAX_MESSAGE);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The service: answers questions of pinned clients from one store.
 //!
 //! `lockstep-arbiter serve` runs it. An answer leaves only after the store has made it durable. Everything that
-//! a client can make it hold is bounded: connections, streams, bytes of a question, questions at the store. It
-//! keeps no state of its own, so it may be killed at any instruction.
+//! a client can make it hold is bounded: connections, streams, bytes of a question, questions at the store, and
+//! the time that others wait for a place there. It keeps no state of its own, so it may be killed at any
+//! instruction.
 
 pub mod config;
 
@@ -18,12 +19,12 @@ use lockstep_quic::endpoint::{Arrival, EndpointError, PinnedEndpoint};
 use lockstep_quic::identity::{Fingerprint, Identity, PinnedPeer};
 use lockstep_quic::pinning::Pins;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::client::answer_from;
+use crate::client::{DEFAULT_ATTEMPT, answer_from};
 use crate::message::{Answer, MAX_MESSAGE, Question, decode, encode};
 use crate::register::VmName;
 use crate::store::Store;
@@ -36,8 +37,21 @@ pub const MAX_AT_STORE: usize = 8;
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a question may take to arrive.
 pub const QUESTION: Duration = Duration::from_secs(5);
+/// How long a question may wait for a place at the store. A disk that hangs keeps every place for ever.
+pub const TURN: Duration = Duration::from_millis(400);
+/// How long an answer may take to leave: it is one packet, and whoever does not read it keeps a place meanwhile.
+pub const ANSWER: Duration = Duration::from_secs(1);
 /// How long answers that are under way may take when the service is told to end.
 pub const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What is said to whoever finds no place at the store.
+const STORE_HANGS: &str = "The disk of the terms does not answer in time; see on the arbiter's host whether it \
+                           is mounted and its server is up";
+
+const _: () = assert!(
+    2 * TURN.as_millis() < DEFAULT_ATTEMPT.as_millis(),
+    "half of an attempt is for the warm connection: the client hears why before it gives that up"
+);
 
 /// One pinned client and what it may ask about.
 #[derive(Clone, Debug)]
@@ -84,7 +98,8 @@ struct Desk<S> {
 }
 
 impl<S: Store + 'static> Server<S> {
-    /// Binds the port; must be called inside a tokio runtime.
+    /// Binds the port; must be called inside a tokio runtime. Each client has a certificate of its own, by which
+    /// it is known; [`ServiceConfig::load`](config::ServiceConfig::load) sees to that.
     pub fn bind(
         listen: SocketAddr,
         identity: Identity,
@@ -129,7 +144,7 @@ impl<S: Store + 'static> Server<S> {
         }
         // Nobody may start a new question, and whoever waits for an answer gets it: permits come back with it.
         let everything = u32::try_from(MAX_AT_STORE).expect("the constant is small");
-        let _ = timeout(FAREWELL, self.desk.at_store.acquire_many(everything)).await;
+        let _kept_until_all_are_gone = timeout(FAREWELL, self.desk.at_store.acquire_many(everything)).await;
         let _ = timeout(FAREWELL, self.endpoint.close(0, "The arbiter ends")).await;
     }
 
@@ -181,7 +196,8 @@ impl<S: Store + 'static> Desk<S> {
                 Some(_) = questions.join_next() => {}
             }
         }
-        // A claim that is at the store is not taken back because its client has left.
+        // A claim that is at the store is not taken back because its client has left. Whatever else is detached
+        // here ends at once, since its stream is closed: no more than MAX_AT_STORE of these tasks can last.
         questions.detach_all();
     }
 
@@ -191,27 +207,46 @@ impl<S: Store + 'static> Desk<S> {
             let _ = sending.reset(1_u32.into());
             return;
         };
-        let (answer, permit) = match decode::<Question>(&bytes) {
-            Ok(question) => self.answer(client, question).await,
-            Err(error) => (Answer::failed(false, &error.to_string()), None),
+        let (answer, permit) = match hear(client, &bytes) {
+            Err(answer) => (answer, None),
+            Ok(question) => match self.turn(sending.stopped()).await {
+                Ok(permit) => (self.answer(client, question).await, Some(permit)),
+                Err(NoTurn::Left) => {
+                    debug!(node = %client.node, ?question, "Whoever asked has left before its turn");
+                    return;
+                }
+                Err(NoTurn::Late) => {
+                    warn!(node = %client.node, "All places at the store are taken: its disk hangs");
+                    (Answer::failed(true, STORE_HANGS), None)
+                }
+            },
         };
-        let sent = sending.write_all(&encode(&answer)).await;
-        let _ = sending.finish();
+        let sent = timeout(ANSWER, sending.write_all(&encode(&answer))).await;
+        let _ = match sent {
+            Ok(_) => sending.finish(),
+            Err(_) => sending.reset(1_u32.into()),
+        };
         debug!(node = %client.node, ?answer, ?sent, "Answered");
+        // Only now: whoever holds all places knows that all answers have left.
         drop(permit);
     }
 
-    /// The answer, and the permit that is given back once it has left.
-    async fn answer(
-        &self,
-        client: &Client,
-        question: Question,
-    ) -> (Answer, Option<tokio::sync::SemaphorePermit<'_>>) {
-        if let Err(sentence) = client.judge(&question) {
-            warn!(node = %client.node, sentence, "A question was refused");
-            return (Answer::failed(false, &sentence), None);
+    /// A place at the store. `left` comes when whoever asked has closed the connection, or the stream that the
+    /// answer would leave by.
+    async fn turn(&self, left: impl Future) -> Result<SemaphorePermit<'_>, NoTurn> {
+        tokio::select! {
+            // Looked at first: a term is not to be won in the name of somebody who is long gone.
+            biased;
+            _ = left => Err(NoTurn::Left),
+            place = timeout(TURN, self.at_store.acquire()) => match place {
+                Ok(place) => Ok(place.expect("the semaphore is never closed")),
+                Err(_) => Err(NoTurn::Late),
+            }
         }
-        let permit = self.at_store.acquire().await.ok();
+    }
+
+    /// Puts the question to the store; the caller has a place there.
+    async fn answer(&self, client: &Client, question: Question) -> Answer {
         let store = self.store.clone();
         let asked = question.clone();
         let answer = match spawn_blocking(move || answer_from(&*store, &asked)).await {
@@ -219,14 +254,34 @@ impl<S: Store + 'static> Desk<S> {
             Ok(Err(error)) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 warn!(node = %client.node, %error, source, "The store has no answer");
-                Answer::failed(error.may_pass(), &error.to_string())
+                Answer::failed_by(error.may_pass(), &error)
             }
             Err(_) => Answer::failed(true, "The arbiter is ending"),
         };
         if let Answer::Granted { term } = &answer {
             info!(node = %client.node, ?question, %term, "A term was granted");
         }
-        (answer, permit)
+        answer
+    }
+}
+
+/// Why a question is not put to the store.
+enum NoTurn {
+    /// Nobody waits for the answer any more.
+    Left,
+    /// No place became free in time.
+    Late,
+}
+
+/// The question that this client may ask, or what is to be said to anything else.
+fn hear(client: &Client, bytes: &[u8]) -> Result<Question, Answer> {
+    let question = decode(bytes).map_err(|error| Answer::failed_by(false, &error))?;
+    match client.judge(&question) {
+        Ok(()) => Ok(question),
+        Err(sentence) => {
+            warn!(node = %client.node, sentence, "A question was refused");
+            Err(Answer::failed(false, &sentence))
+        }
     }
 }
 
@@ -234,3 +289,6 @@ fn key_of(peer: &PinnedPeer) -> String {
     let fingerprint: Fingerprint = peer.fingerprint();
     fingerprint.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,51 @@ fn show_prints_the_newest_term_of_all_and_every_term_of_one() {
         "{\"holder\":{\"incarnation\":\"00000000000000000000000000000001\",\"node\":\"a\"},\"term\":1,\"vm\":\"shop\"}\n\
          {\"holder\":{\"incarnation\":\"00000000000000000000000000000002\",\"node\":\"b\"},\"term\":2,\"vm\":\"shop\"}\n"
     );
+}
+
+#[test]
+fn show_passes_over_what_is_no_directory() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().to_str().unwrap();
+    client(&dir).claim(&vm(), Term::ZERO, &holder("a", 1)).unwrap();
+    fs::write(dir.path().join("notes"), "").unwrap();
+    symlink("nowhere", dir.path().join("dangling")).unwrap();
+
+    let shown = tool(&["show", path]);
+
+    assert_eq!(
+        text(&shown.stdout),
+        "shop  term 1  a (00000000000000000000000000000001)\n"
+    );
+    assert!(shown.status.success(), "{shown:?}");
+}
+
+#[test]
+fn a_file_that_is_asked_for_as_a_vm_is_told_by_its_own_path() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("notes");
+    fs::write(&file, "").unwrap();
+
+    let shown = tool(&["show", dir.path().to_str().unwrap(), "notes"]);
+
+    assert_eq!(
+        text(&shown.stderr),
+        format!("lockstep-arbiter: {} is not a directory\n", file.display())
+    );
+}
+
+#[test]
+fn a_trial_is_not_hindered_by_what_a_killed_one_of_the_same_process_number_left() {
+    let dir = TempDir::new().unwrap();
+    // The shell becomes the program and keeps its number, as in a container that is started again.
+    let script = format!(
+        "touch '{0}'/.lockstep-check-$$.0 && exec {BINARY} check '{0}'",
+        dir.path().display()
+    );
+
+    let trial = Command::new("sh").args(["-c", &script]).output().unwrap();
+
+    assert!(trial.status.success(), "{trial:?}");
 }
 
 #[test]

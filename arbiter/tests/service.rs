@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::fs;
 use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Site, granted, holder, vm};
 use lockstep_arbiter::client::{ArbiterClient, Cause, ClaimError};
 use lockstep_arbiter::register::VmName;
+use lockstep_arbiter::server::FAREWELL;
 use lockstep_protocol::ids::Term;
 use lockstep_protocol::takeover::Verdict;
 use lockstep_quic::config::LinkConfig;
@@ -18,6 +20,7 @@ use lockstep_quic::endpoint::PinnedEndpoint;
 use lockstep_quic::failure::LinkError;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::pinning::Pins;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 #[test]
 fn two_hosts_that_claim_at_once_get_one_winner_who_is_known_to_both() {
@@ -193,6 +196,25 @@ fn sigterm_ends_the_service_cleanly() {
         .unwrap();
 
     assert!(service.terminate().success());
+}
+
+#[test]
+fn sigterm_ends_the_service_although_its_disk_hangs() {
+    let site = Site::new();
+    let service = site.serve(0);
+    fs::create_dir(site.path("terms/shop")).unwrap();
+    // Opening a pipe that nobody writes to blocks, as a file on a server that is away does.
+    let hanging = site.path("terms/shop/term-00000000000000000001");
+    mknodat(CWD, &hanging, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let a = site.client("a", &service);
+    // Over a warm connection the claim is at the store long before it is given up.
+    assert_eq!(a.read(&VmName::new("bank").unwrap()).unwrap(), None);
+    let refused = a.claim(&vm(), Term::ZERO, &holder("a", 1));
+    assert!(matches!(refused, Err(ClaimError::Unreachable(_))), "{refused:?}");
+
+    let ended = service.terminate_within(3 * FAREWELL);
+
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
 
 #[test]

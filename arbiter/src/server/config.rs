@@ -11,7 +11,7 @@ use lockstep_protocol::ids::NodeName;
 use lockstep_quic::identity::{Identity, IdentityError, PinnedPeer};
 use serde::Deserialize;
 
-use super::Client;
+use super::{Client, key_of};
 use crate::register::VmName;
 
 /// A file as in `lockstep-arbiter serve --help`.
@@ -33,6 +33,8 @@ struct RawConfig {
     dir: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
+    /// None is an error, too, but one that says what to add.
+    #[serde(default)]
     client: BTreeMap<String, RawClient>,
 }
 
@@ -56,12 +58,7 @@ impl ServiceConfig {
             source: Box::new(source),
         })?;
         let beside = path.parent().unwrap_or(Path::new("."));
-        let clients = raw
-            .client
-            .into_iter()
-            .map(|(label, client)| client.load(&label, path, beside))
-            .collect::<Result<Vec<_>, _>>()?;
-        if clients.is_empty() {
+        if raw.client.is_empty() {
             return Err(ConfigError::NoClient {
                 path: path.to_owned(),
             });
@@ -69,10 +66,31 @@ impl ServiceConfig {
         Ok(Self {
             listen: raw.listen,
             dir: beside.join(raw.dir),
+            clients: load_clients(raw.client, path, beside)?,
             identity: Identity::load(&beside.join(raw.certificate), &beside.join(raw.key))?,
-            clients,
         })
     }
+}
+
+/// All clients, each with a certificate of its own: it is what tells them apart.
+fn load_clients(
+    tables: BTreeMap<String, RawClient>,
+    path: &Path,
+    beside: &Path,
+) -> Result<Vec<Client>, ConfigError> {
+    let (mut clients, mut labels) = (Vec::new(), BTreeMap::new());
+    for (label, table) in tables {
+        let client = table.load(&label, path, beside)?;
+        if let Some(first) = labels.insert(key_of(&client.peer), label.clone()) {
+            return Err(ConfigError::SameCertificate {
+                path: path.to_owned(),
+                first,
+                second: label,
+            });
+        }
+        clients.push(client);
+    }
+    Ok(clients)
 }
 
 impl RawClient {
@@ -126,7 +144,83 @@ pub enum ConfigError {
         /// The table's name.
         label: String,
     },
+    /// Two clients could not be told apart.
+    #[error(
+        "{}: [client.{first}] and [client.{second}] have the same certificate, which says who asks; give each \
+         node its own (`lockstep keys` makes them), or take one table away",
+        path.display()
+    )]
+    SameCertificate {
+        /// The file.
+        path: PathBuf,
+        /// One table's name.
+        first: String,
+        /// The other's.
+        second: String,
+    },
     /// A certificate or key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_quic::dates::Validity;
+    use lockstep_quic::keys::{Existing, write_keys};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// What is said to a configuration with these tables of clients, beside keys of the arbiter and of a and b.
+    fn refusal(clients: &str) -> (TempDir, String) {
+        let dir = TempDir::new().unwrap();
+        for name in ["arbiter", "a", "b"] {
+            write_keys(dir.path(), name, Validity::years(1), Existing::Keep).unwrap();
+        }
+        let head = "listen = \"127.0.0.1:0\"\ndir = \"terms\"\n\
+                    certificate = \"arbiter.crt\"\nkey = \"arbiter.key\"\n";
+        fs::write(dir.path().join("arbiter.toml"), format!("{head}{clients}")).unwrap();
+        let told = match ServiceConfig::load(&dir.path().join("arbiter.toml")) {
+            Ok(config) => format!("{} clients are taken", config.clients.len()),
+            Err(error) => error.to_string(),
+        };
+        (dir, told)
+    }
+
+    #[test]
+    fn two_clients_with_the_same_certificate_are_refused_by_the_names_of_both() {
+        let clients =
+            "[client.b]\ncertificate = \"a.crt\"\nvms = [\"shop\"]\n[client.a]\ncertificate = \"a.crt\"\n";
+
+        let (_dir, told) = refusal(clients);
+
+        assert!(
+            told.contains("[client.a] and [client.b] have the same certificate")
+                && told.contains("lockstep keys"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn two_clients_with_certificates_of_their_own_are_taken() {
+        let clients = "[client.a]\ncertificate = \"a.crt\"\n[client.b]\ncertificate = \"b.crt\"\n";
+
+        let (_dir, told) = refusal(clients);
+
+        assert_eq!(told, "2 clients are taken");
+    }
+
+    #[test]
+    fn a_configuration_without_clients_is_told_what_to_add() {
+        let (dir, told) = refusal("");
+
+        let path = dir.path().join("arbiter.toml");
+        assert_eq!(
+            told,
+            format!(
+                "{} names no client: add [client.NODE] with its certificate",
+                path.display()
+            )
+        );
+    }
 }

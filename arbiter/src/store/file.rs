@@ -3,7 +3,8 @@
 //! `DIR/VM/term-00000000000000000007` says who holds term 7 of the VM. A term file is immutable and is never
 //! removed. A claim writes a draft beside it, syncs the draft, and gives it the term's name by `link()`, which
 //! fails if the name is there: that one step, atomic on local disks, cluster file systems and NFS alike, is the
-//! test-and-set. Then it syncs the directory and reads the file back; only then is the term granted.
+//! test-and-set. Then it syncs the directory and reads the file back; only then is the term granted. Whoever is
+//! refused because of a term is told so after the same two steps: its holder may not have come to them yet.
 //!
 //! What follows from that, step by step:
 //! - A crash before the link leaves a draft, which means nothing. A crash after it leaves a term whose holder
@@ -15,6 +16,8 @@
 //! - No advisory lock is used: a host that is cut off would keep it, or lose it without knowing.
 //! - A register that is not there (a disk that is not mounted) has no predecessor of the claimed term, so it
 //!   grants nothing but the first term of a VM.
+
+mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -83,31 +86,9 @@ impl<D: Disk> FileStore<D> {
             .disk
             .names(&self.dir, &mut |name| vms.extend(VmName::new(name)));
         listed.map_err(|source| told(source, "list", &self.dir, &self.dir))?;
+        vms.retain(|vm| self.may_have_place(vm));
         vms.sort_unstable();
         Ok(vms)
-    }
-
-    /// Does everything that a claim does, under a name that is no term's, and leaves nothing behind.
-    pub fn try_out(&self) -> Result<(), StoreError> {
-        let unique = format!(
-            "{}.{}",
-            std::process::id(),
-            DRAFTS.fetch_add(1, Ordering::Relaxed)
-        );
-        let draft = self.dir.join(format!(".lockstep-check-{unique}"));
-        let second = self.dir.join(format!(".lockstep-check-{unique}.link"));
-        let fail = |doing, source| told(source, doing, &draft, &self.dir);
-        let tried = self.write_draft(&draft, b"lockstep", &self.dir).and_then(|()| {
-            self.disk
-                .link(&draft, &second)
-                .map_err(|source| fail(LINK, source))?;
-            self.disk
-                .sync_dir(&self.dir)
-                .map_err(|source| fail(SYNC_DIR, source))
-        });
-        let _ = self.disk.remove(&second);
-        let _ = self.disk.remove(&draft);
-        tried
     }
 
     fn place(&self, vm: &VmName) -> PathBuf {
@@ -118,12 +99,24 @@ impl<D: Disk> FileStore<D> {
         self.place(vm).join(format!("{TERM_PREFIX}{term:0TERM_DIGITS$}"))
     }
 
+    /// Whether what has the VM's name is its directory, and not a file or a dangling link that somebody put there.
+    fn may_have_place(&self, vm: &VmName) -> bool {
+        let found = self.disk.names(&self.place(vm), &mut |_| {});
+        // What cannot be read for another reason is not passed over in silence: looking into it will tell.
+        !found.is_err_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::NotADirectory | io::ErrorKind::NotFound
+            )
+        })
+    }
+
     /// Calls `each` with the names in the VM's directory; a directory that is not there has none.
     fn names(&self, vm: &VmName, each: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
         let place = self.place(vm);
         match self.disk.names(&place, each) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome.map_err(|source| told(source, "list", &place, &self.dir)),
+            outcome => outcome.map_err(|source| told(source, "list", &place, &place)),
         }
     }
 
@@ -132,7 +125,7 @@ impl<D: Disk> FileStore<D> {
         let path = self.term_path(vm, term);
         let bytes = match self.disk.read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            outcome => outcome.map_err(|source| told(source, "read", &path, &self.dir))?,
+            outcome => outcome.map_err(|source| told(source, "read", &path, &self.place(vm)))?,
         };
         match term_file::decode(vm, term, &bytes) {
             Ok(holder) => Ok(Some(Tenure { term, holder })),
@@ -170,14 +163,28 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// The term was found to be the claimant's: it is granted once that survives a power cut.
-    fn confirm(&self, vm: &VmName, tenure: &Tenure) -> Result<Verdict, StoreError> {
+    fn confirm(&self, vm: &VmName, mine: &Tenure) -> Result<Verdict, StoreError> {
+        let Tenure { term, .. } = self.settle(vm, mine)?;
+        Ok(Verdict::Granted { term })
+    }
+
+    /// Somebody else was found to hold a term: the claimant is told once that survives a power cut. Without that
+    /// it would halt because of a term that nobody has afterwards.
+    fn refuse(&self, vm: &VmName, theirs: &Tenure) -> Result<Verdict, StoreError> {
+        let Tenure { term, holder } = self.settle(vm, theirs)?;
+        Ok(Verdict::Refused { term, holder })
+    }
+
+    /// Makes a term that was seen survive a power cut. Its bytes do since before it had its name, and so does the
+    /// name of the VM's directory; whoever linked it may not have synced its name yet, or may be dead.
+    fn settle(&self, vm: &VmName, tenure: &Tenure) -> Result<Tenure, StoreError> {
         let place = self.place(vm);
         self.disk
             .sync_dir(&place)
             .map_err(|source| told(source, SYNC_DIR, &place, &self.dir))?;
         let Tenure { term, holder } = self.expect_term(vm, tenure.term)?;
         if holder == tenure.holder {
-            return Ok(Verdict::Granted { term });
+            return Ok(Tenure { term, holder });
         }
         let reason = format!("it said {} a moment ago and says {holder} now", tenure.holder);
         Err(StoreError::Damaged {
@@ -245,7 +252,7 @@ impl<D: Disk> FileStore<D> {
         match self.look(vm)?.0.judge(expected, &mine.holder) {
             Ruling::Free(_) => {}
             Ruling::Held(_) => return self.confirm(vm, mine),
-            Ruling::Taken(Tenure { term, holder }) => return Ok(Verdict::Refused { term, holder }),
+            Ruling::Taken(theirs) => return self.refuse(vm, &theirs),
             Ruling::NeverHandedOut { newest } => {
                 return Err(StoreError::NeverHandedOut {
                     vm: vm.clone(),
@@ -263,7 +270,7 @@ impl<D: Disk> FileStore<D> {
         // Whatever the link said, the file says who holds the term: a reply may have been lost on the way.
         match (self.term(vm, mine.term)?, linked) {
             (Some(found), _) if found.holder == mine.holder => self.confirm(vm, mine),
-            (Some(Tenure { term, holder }), _) => Ok(Verdict::Refused { term, holder }),
+            (Some(theirs), _) => self.refuse(vm, &theirs),
             (None, Err(source)) => Err(told(source, LINK, draft, &self.dir)),
             (None, Ok(())) => Err(StoreError::Io {
                 doing: "read back",
@@ -299,7 +306,7 @@ impl<D: Disk> Store for FileStore<D> {
             holder: me.clone(),
         };
         let verdict = match register.judge(expected, me) {
-            Ruling::Taken(Tenure { term, holder }) => Ok(Verdict::Refused { term, holder }),
+            Ruling::Taken(theirs) => self.refuse(vm, &theirs),
             Ruling::Held(_) => self.confirm(vm, &mine),
             Ruling::NeverHandedOut { newest } if mine.term == expected => Err(StoreError::NeverHandedOut {
                 vm: vm.clone(),

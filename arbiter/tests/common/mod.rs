@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_arbiter::config::ArbiterConfig;
@@ -128,6 +130,19 @@ impl Service {
     pub fn terminate(mut self) -> ExitStatus {
         kill_process(self.pid(), Signal::TERM).unwrap();
         self.child.wait().unwrap()
+    }
+
+    /// The same, if it ends in time; if not it is killed.
+    pub fn terminate_within(mut self, limit: Duration) -> Option<ExitStatus> {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     fn pid(&self) -> Pid {

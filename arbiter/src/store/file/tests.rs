@@ -115,6 +115,32 @@ fn a_term_that_is_found_to_be_ones_own_is_granted_only_once_it_survives_a_power_
 }
 
 #[test]
+fn a_refusal_names_a_holder_that_the_register_still_names_after_a_power_cut() {
+    for step in 0..=steps_of_a_claim(1) {
+        for seed in 0..20 {
+            let platter = platter_with(1);
+            drop(store(&platter, Mishap::DiesBefore(step)).claim(&vm(), Term::new(1), &holder(1)));
+            let verdict = store(&platter, Mishap::None).claim(&vm(), Term::new(1), &holder(0));
+            platter.lock().unwrap().cut_power(&mut Choices(seed));
+            check_against_register(&platter, &[vec![(Term::new(1), verdict.unwrap())]]);
+        }
+    }
+}
+
+#[test]
+fn a_claimant_that_was_overtaken_long_ago_is_told_by_a_holder_that_survives_a_power_cut() {
+    for step in 0..=steps_of_a_claim(1) {
+        for seed in 0..20 {
+            let platter = platter_with(1);
+            drop(store(&platter, Mishap::DiesBefore(step)).claim(&vm(), Term::new(1), &holder(1)));
+            let verdict = store(&platter, Mishap::None).claim(&vm(), Term::ZERO, &holder(0));
+            platter.lock().unwrap().cut_power(&mut Choices(seed));
+            check_against_register(&platter, &[vec![(Term::ZERO, verdict.unwrap())]]);
+        }
+    }
+}
+
+#[test]
 fn a_lost_reply_to_any_step_leaves_one_holder() {
     for terms in 0..3 {
         for step in 0..=steps_of_a_claim(terms) {
@@ -254,7 +280,10 @@ fn check_against_register(platter: &Arc<Mutex<Platter>>, told: &[Told]) {
                     assert_eq!(*term, expected.next());
                     assert_eq!(register.get(term), Some(&holder(number)));
                 }
-                Verdict::Refused { term, .. } => assert!(term > expected),
+                Verdict::Refused { term, holder } => {
+                    assert!(term > expected);
+                    assert_eq!(register.get(term), Some(holder));
+                }
             }
         }
     }

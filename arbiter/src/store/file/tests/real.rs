@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 
@@ -138,4 +139,33 @@ fn a_directory_that_can_keep_terms_is_left_as_it_was_by_the_trial() {
     store.try_out().unwrap();
 
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_trials_that_were_killed_long_ago_have_left_is_cleared_and_a_trial_under_way_is_not() {
+    let (dir, store) = real();
+    let old = SystemTime::now() - 2 * DRAFT_LIFETIME;
+    let left = fs::File::create(dir.path().join(".lockstep-check-1.0")).unwrap();
+    left.set_modified(old).unwrap();
+    fs::write(dir.path().join(".lockstep-check-1.1"), "").unwrap();
+
+    store.try_out().unwrap();
+
+    assert!(!dir.path().join(".lockstep-check-1.0").exists());
+    assert!(dir.path().join(".lockstep-check-1.1").exists());
+}
+
+#[test]
+fn a_file_with_the_name_of_a_vm_is_no_vm_and_whoever_asks_for_it_learns_where_it_is() {
+    let (dir, store) = real();
+    store.claim(&vm(), Term::ZERO, &holder(1)).unwrap();
+    let (file, name) = (dir.path().join("notes"), VmName::new("notes").unwrap());
+    fs::write(&file, "").unwrap();
+
+    assert_eq!(store.vms().unwrap(), [vm()]);
+    let told = store.claim(&name, Term::ZERO, &holder(1));
+    assert!(
+        matches!(&told, Err(StoreError::NotADirectory { dir }) if *dir == file),
+        "{told:?}"
+    );
 }
