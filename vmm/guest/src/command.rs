@@ -8,12 +8,12 @@ use core::fmt;
 use crate::arguments::Arguments;
 use crate::commands;
 use crate::db::{Db, Session};
-use crate::limits::{CONNECTION_ALLOWANCE, REPLIES_HIGH, REPLY_MAX};
+use crate::limits::{CONNECTION_ALLOWANCE, NUMBER_MAX, REPLIES_HIGH, REPLY_MAX};
 use crate::log::Readiness;
 use crate::reply::Reply;
 use crate::resp::Spare;
 use crate::store::op::{OP_BYTES, Op};
-use crate::store::{ENTRY_BYTES, Entry, Store};
+use crate::store::{Entry, Growth, Store};
 use crate::units::{Group, Time};
 
 /// Why a command is refused. The texts are Redis's, as far as Redis has the case.
@@ -131,7 +131,7 @@ pub(crate) fn find(name: &[u8]) -> Option<&'static Spec> {
 }
 
 /// Whether a command may run now: false for later.
-fn admit(db: &Db, spec: &Spec, arguments: Arguments<'_>) -> Result<bool, Refusal> {
+fn admit(db: &mut Db, spec: &Spec, arguments: Arguments<'_>) -> Result<bool, Refusal> {
     let count = arguments.len() as i32;
     if count != spec.arity && (spec.arity >= 0 || count < -spec.arity) {
         return Err(Refusal::Arity);
@@ -144,10 +144,12 @@ fn admit(db: &Db, spec: &Spec, arguments: Arguments<'_>) -> Result<bool, Refusal
         Readiness::Later => return Ok(false),
         Readiness::Failed => return Err(Refusal::DiskFailed),
     }
+    // A number that the command makes may take more than the arguments that it is made from.
+    let bytes = arguments.total() + NUMBER_MAX;
     if spec.effect == Effect::Grows {
         // At worst every second argument is a new key.
-        let (bytes, entries) = (arguments.total(), arguments.len() / 2);
-        if !db.has_memory(bytes + entries * ENTRY_BYTES) {
+        let entries = arguments.len() / 2;
+        if !db.has_memory(Growth::of_new(bytes, entries)) {
             return Err(Refusal::OutOfMemory);
         }
         if !db
@@ -157,7 +159,11 @@ fn admit(db: &Db, spec: &Spec, arguments: Arguments<'_>) -> Result<bool, Refusal
             return Err(Refusal::DiskFull);
         }
     }
-    Ok(true)
+    // At worst every argument is a key and a change of its own.
+    match db.reserve_log(bytes + arguments.len() * OP_BYTES) {
+        true => Ok(true),
+        false => Err(Refusal::OutOfMemory),
+    }
 }
 
 impl<'a> Call<'a> {

@@ -113,6 +113,8 @@ impl Conn {
                 Ok(Step::Command) => {
                     let before = self.out.len();
                     let arguments = self.parser.arguments();
+                    // The command has taken its part already.
+                    let spare = spare.without(self.parser.held());
                     match execute(db, &mut self.session, arguments, &mut self.out, spare) {
                         Outcome::Later => return Stall::Log,
                         Outcome::NoMemory => return Stall::Memory,
@@ -198,7 +200,8 @@ impl Conn {
         (self.parser.held() + self.out.capacity()).saturating_sub(CONNECTION_ALLOWANCE)
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether the client must read its replies before more is executed.
+    pub fn is_full(&self) -> bool {
         self.out.len() - self.sent >= REPLIES_HIGH
     }
 

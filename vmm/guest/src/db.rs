@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 
 use crate::limits::EXPIRY_STEP;
 use crate::log::{Log, Readiness};
-use crate::store::Store;
 use crate::store::op::Op;
+use crate::store::{Growth, Store};
 use crate::units::{Group, Time};
 
 /// What a client has said about itself.
@@ -14,7 +14,7 @@ use crate::units::{Group, Time};
 pub struct Session {
     /// Number of the connection, since power-on.
     pub id: u64,
-    /// CLIENT SETNAME.
+    /// What CLIENT SETNAME or HELLO said.
     pub name: Vec<u8>,
     /// The client asked for the end.
     pub closing: bool,
@@ -38,9 +38,12 @@ pub struct Memory {
     pub store_max: usize,
     /// For large commands and replies of all connections together.
     pub buffers_max: usize,
-    /// What the allocator has left, measured; commands that grow the store stop before it is gone.
+    /// With so much on its way the log takes no more writes for now.
+    pub log_high: usize,
+    /// What the allocator has left, measured.
     pub free: fn() -> usize,
-    /// What must stay free for everything that is not counted.
+    /// What neither the store nor large commands and replies may take: it is for the log, for frames on their way out,
+    /// and for what is not counted.
     pub reserve: usize,
 }
 
@@ -75,7 +78,8 @@ pub struct Db {
 
 impl Db {
     /// A database as recovery left it.
-    pub fn new(store: Store, log: Log, memory: Memory, now: Time, counter: fn() -> u64) -> Self {
+    pub fn new(store: Store, mut log: Log, memory: Memory, now: Time, counter: fn() -> u64) -> Self {
+        log.set_high(memory.log_high);
         Db {
             store,
             log,
@@ -101,24 +105,45 @@ impl Db {
         group
     }
 
-    /// Whether so many more bytes can be stored.
-    pub fn has_memory(&self, bytes: usize) -> bool {
-        self.store.memory() + bytes <= self.memory.store_max
-            && (self.memory.free)() >= self.memory.reserve + bytes
+    /// What is free beside the reserve. What the log holds already is of its part of the reserve.
+    pub fn spare(&self) -> usize {
+        (self.memory.free)()
+            .saturating_add(self.log.held())
+            .saturating_sub(self.memory.reserve)
+    }
+
+    /// Whether the store may grow by so much.
+    pub fn has_memory(&self, growth: Growth) -> bool {
+        self.store.memory() + growth.kept <= self.memory.store_max && growth.taken <= self.spare()
+    }
+
+    /// Makes room in the log for changes of so many bytes; false when there is none, and then nothing may be changed.
+    pub fn reserve_log(&mut self, bytes: usize) -> bool {
+        self.log.reserve(bytes, self.memory.free)
     }
 
     /// Deletes a few keys whose time is over, if there are any. Called every now and then.
     pub fn sweep(&mut self) {
-        if self.store.expiring() == 0 || self.log.readiness() != Readiness::Ready {
+        if self.store.expiring() == 0 {
             return;
         }
         for _ in 0..EXPIRY_STEP {
+            // Asked for each: a few long keys fill a group.
+            if self.log.readiness() != Readiness::Ready {
+                return;
+            }
             let search = self.store.find_over(self.sweep.as_deref(), EXPIRY_STEP, self.now);
-            self.sweep = search.last;
-            match search.over {
-                Some(key) => self.change(&Op::Delete { key: &key }),
-                None => return,
+            let Some(key) = search.over else {
+                self.sweep = search.last;
+                return;
             };
+            let op = Op::Delete { key: &key };
+            // Without memory the search does not go on: the key is found again.
+            if !self.reserve_log(op.encoded_len()) {
+                return;
+            }
+            self.change(&op);
+            self.sweep = search.last;
         }
     }
 }

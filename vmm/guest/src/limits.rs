@@ -2,6 +2,9 @@
 
 use core::time::Duration;
 
+use crate::disk::SECTOR_BYTES;
+use crate::store::op::OP_BYTES;
+
 /// Longest value, and longest single argument.
 pub const VALUE_MAX: usize = 1 << 20;
 /// Longest key.
@@ -10,6 +13,10 @@ pub const KEY_MAX: usize = 64 << 10;
 pub const COMMAND_MAX: usize = VALUE_MAX + KEY_MAX;
 /// Most arguments of one command. Redis allows a million; their bookkeeping alone would be 8 MiB here.
 pub const ARGUMENTS_MAX: usize = 64 << 10;
+/// Longest text of a number that a command makes itself and stores: 64 bits and a sign.
+pub const NUMBER_MAX: usize = 20;
+/// Longest name that a client may give itself.
+pub const NAME_MAX: usize = 64;
 /// Longest line of the protocol: an inline command, or a length. Redis's own limit.
 pub const LINE_MAX: usize = 64 << 10;
 /// What a connection may have read ahead of the command it is at. Its socket holds more.
@@ -32,8 +39,17 @@ pub const CONNECTIONS_MIN: usize = 8;
 
 /// A group of writes is closed when it has grown to this.
 pub const GROUP_BYTES: usize = 512 << 10;
-/// Largest batch that can be in a log: a full group and one more command, and their frames.
+/// The most that one command adds to its group: all its arguments, and for each of them a change of its own.
+pub const COMMAND_LOGGED_MAX: usize = COMMAND_MAX + ARGUMENTS_MAX * OP_BYTES + NUMBER_MAX;
+/// Largest batch that recovery takes for one. Those that are written are shorter.
 pub const BATCH_MAX: usize = GROUP_BYTES + 4 * COMMAND_MAX;
+/// Unit of the log's buffers. Whole sectors, so that there is room for a batch's padding.
+pub const LOG_STEP: usize = 64 << 10;
+/// The log keeps a buffer for the next group if it is not larger: what a group of small commands comes to.
+pub const LOG_SPARE_MAX: usize = GROUP_BYTES + LOG_STEP;
+/// With so many bytes of batches on their way and gathering, the log takes no more writes; fewer where memory is short.
+/// One group beyond those on their way, so that the disk need not wait for the next.
+pub const LOG_HIGH_MAX: usize = (BATCHES_OUT + 1) * GROUP_BYTES;
 /// Batches of the log on their way at once. Two: while the disk writes one, the next waits for a backup's ack.
 pub const BATCHES_OUT: usize = 2;
 /// How much of the store one batch of a compaction carries.
@@ -45,3 +61,12 @@ pub const HASH_ROUNDS_MAX: u64 = 10_000_000_000;
 pub const HASH_SLICE: u64 = 1 << 18;
 /// How many keys with a time to live are looked at in one step of expiry.
 pub const EXPIRY_STEP: usize = 64;
+
+const _: () = assert!(
+    GROUP_BYTES + COMMAND_LOGGED_MAX <= BATCH_MAX,
+    "what is written is read"
+);
+const _: () = assert!(
+    LOG_STEP.is_multiple_of(SECTOR_BYTES),
+    "padding needs no room of its own"
+);

@@ -11,7 +11,7 @@ mod superblock;
 use alloc::vec::Vec;
 
 use crate::disk::{Disk, Done, Request, SECTOR_BYTES, Tag};
-use crate::limits::GROUP_BYTES;
+use crate::limits::{GROUP_BYTES, LOG_HIGH_MAX, LOG_SPARE_MAX};
 use crate::store::Store;
 use crate::store::op::Op;
 use crate::units::{Group, Time};
@@ -28,7 +28,7 @@ const COMPACTION: Tag = Tag(1);
 pub enum Readiness {
     /// Yes.
     Ready,
-    /// Not now: a compaction is under way, or the group is full.
+    /// Not now: a compaction is under way, the group is full, or too much memory is on its way to the disk.
     Later,
     /// Never again: the disk failed.
     Failed,
@@ -65,7 +65,10 @@ pub struct Log {
     compactions: u64,
     /// Changes committed since the last batch was sent, behind room for a head.
     gathered: Vec<u8>,
+    /// A buffer that has done its work, for the next group.
     spare: Vec<u8>,
+    /// See [`Log::set_high`].
+    high: usize,
     /// The group that is gathering.
     group: Group,
     durable: Group,
@@ -102,9 +105,15 @@ impl Log {
             compactions: 0,
             gathered,
             spare: Vec::new(),
+            high: LOG_HIGH_MAX,
             group: Group::ZERO.next(),
             durable: Group::ZERO,
         }
+    }
+
+    /// With so many bytes on their way and gathering, nothing more is taken until the disk has given some back.
+    pub fn set_high(&mut self, bytes: usize) {
+        self.high = bytes;
     }
 
     /// The group that a change made now belongs to.
@@ -122,12 +131,46 @@ impl Log {
 
     /// Whether a write command may be executed now.
     pub fn readiness(&self) -> Readiness {
-        match self.phase {
+        match &self.phase {
             Phase::Volatile => Readiness::Ready,
-            Phase::Serving(_) if self.gathered.len() < GROUP_BYTES => Readiness::Ready,
+            Phase::Serving(flight) if self.may_take(flight) => Readiness::Ready,
             Phase::Serving(_) | Phase::Compacting(_) => Readiness::Later,
             Phase::Failed => Readiness::Failed,
         }
+    }
+
+    /// Whether one more command, however large, is within the log's part of the memory; budget.rs does the sum.
+    fn may_take(&self, flight: &Flight) -> bool {
+        let away = flight.held();
+        self.gathered.len() < GROUP_BYTES && (away == 0 || away + self.gathered.len() < self.high)
+    }
+
+    /// Memory that the log holds.
+    pub fn held(&self) -> usize {
+        let away = match &self.phase {
+            Phase::Serving(flight) => flight.held(),
+            Phase::Compacting(compaction) => compaction.held(),
+            Phase::Volatile | Phase::Failed => 0,
+        };
+        away + self.gathered.capacity() + self.spare.capacity()
+    }
+
+    /// Makes room for the changes of one command, so many bytes of them; false when the heap has none. The log must be
+    /// ready. What it holds in vain goes first, so that old and new together stay within the log's part.
+    pub fn reserve(&mut self, bytes: usize, free: fn() -> usize) -> bool {
+        if matches!(self.phase, Phase::Volatile) {
+            return true;
+        }
+        let Some(capacity) = batch::grown(&self.gathered, bytes) else {
+            return true;
+        };
+        self.spare = Vec::new();
+        self.gathered.shrink_to_fit();
+        if free() < capacity {
+            return false;
+        }
+        self.gathered.reserve_exact(capacity - self.gathered.len());
+        true
     }
 
     /// Whether the disk has room for a store that takes so many bytes.
@@ -139,7 +182,7 @@ impl Log {
     /// [`Log::drive`].
     pub fn append(&mut self, op: &Op<'_>) {
         if !matches!(self.phase, Phase::Volatile) {
-            op.encode(&mut self.gathered);
+            batch::append(&mut self.gathered, op);
         }
     }
 
@@ -192,7 +235,7 @@ impl Log {
             Phase::Volatile | Phase::Failed => (),
             Phase::Compacting(compaction) => compaction.handle_done(done.bytes),
             Phase::Serving(flight) => {
-                if flight.handle_done(done.tag) {
+                if flight.handle_done(done.tag) && done.bytes.capacity() <= LOG_SPARE_MAX {
                     self.spare = done.bytes;
                 }
                 self.durable = flight.poll_durable(needs_flush).unwrap_or(self.durable);
@@ -203,24 +246,38 @@ impl Log {
     /// Sends what has gathered, if it may go now, and asks for the flushes that are due. Gives a request back that the disk
     /// had no room for; few are ever out, so such a disk is broken.
     fn serve(&mut self, disk: &mut impl Disk, now: Time) -> Result<(), Request> {
+        self.send(disk, now)?;
         let Phase::Serving(flight) = &mut self.phase else {
             return Ok(());
         };
-        let is_idle = self.gathered.len() == batch::HEAD_BYTES || flight.is_full();
-        let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
-        if !is_idle && self.tail.sector + sectors <= self.tail.end {
-            let tag = flight.begin(self.group);
-            let write = self.seal(sectors, now);
-            disk.submit(tag, write)?;
-        } else if !is_idle && flight.is_empty() {
-            self.begin_compaction();
-        }
-        if let Phase::Serving(flight) = &mut self.phase
-            && disk.needs_flush()
-        {
+        if disk.needs_flush() {
             while let Some(tag) = flight.poll_flush(disk.flushes_in_order()) {
                 disk.submit(tag, Request::Flush)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Sends what has gathered, or begins a compaction when the area has no room for it.
+    fn send(&mut self, disk: &mut impl Disk, now: Time) -> Result<(), Request> {
+        let has_gathered = !self.is_gathering_nothing();
+        let Phase::Serving(flight) = &mut self.phase else {
+            return Ok(());
+        };
+        let may_send = has_gathered && !flight.is_full();
+        let sectors = (batch::sealed_len(&self.gathered) / SECTOR_BYTES) as u64;
+        let fits = self.tail.sector + sectors <= self.tail.end;
+        if may_send && fits {
+            if self.gathered.capacity() > LOG_SPARE_MAX {
+                // Room was made for more than came.
+                self.gathered.shrink_to(batch::sealed_len(&self.gathered));
+            }
+            let tag = flight.begin(self.group, self.gathered.capacity());
+            let write = self.seal(sectors, now);
+            disk.submit(tag, write)?;
+        } else if may_send && flight.is_empty() {
+            // Not before: what is still on its way belongs to the area that is to be left.
+            self.begin_compaction();
         }
         Ok(())
     }
@@ -229,9 +286,6 @@ impl Log {
     fn seal(&mut self, sectors: u64, now: Time) -> Request {
         let check = batch::seal(&mut self.gathered, self.tail.link, now);
         let mut next = core::mem::take(&mut self.spare);
-        if next.capacity() > 2 * GROUP_BYTES {
-            next = Vec::new();
-        }
         batch::begin(&mut next);
         let bytes = core::mem::replace(&mut self.gathered, next);
         let sector = self.tail.sector;
@@ -247,6 +301,11 @@ impl Log {
         let generation = self.tail.link.generation + 1;
         self.nonce = crate::prng::mix(self.nonce);
         self.phase = Phase::Compacting(Compaction::new(layout, generation, self.nonce, self.group));
+        // A compaction has a buffer of its own; these make room for it.
+        self.spare = Vec::new();
+        if self.gathered.capacity() > LOG_SPARE_MAX {
+            self.gathered = Vec::new();
+        }
         batch::begin(&mut self.gathered);
         self.group = self.group.next();
     }

@@ -80,6 +80,17 @@ pub struct Spare {
     pub ever: usize,
 }
 
+impl Spare {
+    /// The same, when so much of it is in use.
+    #[must_use]
+    pub fn without(self, bytes: usize) -> Self {
+        Spare {
+            now: self.now.saturating_sub(bytes),
+            ever: self.ever.saturating_sub(bytes),
+        }
+    }
+}
+
 /// A parser, and the bytes it was fed.
 #[derive(Debug)]
 pub struct Parser {

@@ -164,7 +164,9 @@ impl<N: Nic, D: Disk> Server<N, D> {
                     .oldest_wait
                     .is_none_or(|oldest| conn.starving() == Some(oldest));
                 let spare = if is_first {
-                    buffers_max.saturating_sub(self.excess)
+                    // What this connection has is of its share, and is not free any more.
+                    let free = self.db.spare().saturating_add(conn.excess());
+                    buffers_max.saturating_sub(self.excess).min(free)
                 } else {
                     0
                 };
@@ -212,14 +214,15 @@ impl<N: Nic, D: Disk> Server<N, D> {
                 } else {
                     conn.release(durable);
                 }
-                let was_full = conn.room() == 0;
+                // Not whether there is room: what it said before it stalled may fill its room, and lies ready.
+                let was_full = conn.is_full();
                 while !conn.sendable().is_empty() {
                     match socket.send_slice(conn.sendable()) {
                         Ok(sent @ 1..) => conn.handle_sent(sent),
                         _ => break,
                     }
                 }
-                can_go_on |= was_full && conn.room() > 0;
+                can_go_on |= was_full && !conn.is_full();
                 let is_over = conn.is_finished() || !socket.is_open() || !socket.may_send();
                 if is_over {
                     socket.close();

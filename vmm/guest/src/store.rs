@@ -8,13 +8,41 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
+use crate::limits::VALUE_MAX;
 use crate::units::{Group, Time};
 use op::{OP_BYTES, Op};
 
 /// What an entry takes beside the bytes of key and value: its place in the tree, and the allocator's share.
 pub const ENTRY_BYTES: usize = 112;
+/// The same at worst: nodes that are not half full, and two blocks that the allocator had to round up by the most.
+const ENTRY_BYTES_MAX: usize = 208;
+/// A new entry may split a node, and every node above it.
+const SPLITS_BYTES_MAX: usize = 8 << 10;
 /// A value's memory is kept for a shorter one as long as the waste stays below this.
 const SLACK_MAX: usize = 256;
+
+/// A value that grows by bits gets room for an eighth more than it needs, and for so much at least: else each bit would
+/// move it.
+const APPEND_SLACK_MIN: usize = 64;
+
+/// Memory that a change asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// What the store takes more than before.
+    pub kept: usize,
+    /// What the change takes while it is made: what grows may have to move, and is there twice meanwhile.
+    pub taken: usize,
+}
+
+impl Growth {
+    /// New keys and values of so many bytes.
+    pub fn of_new(bytes: usize, entries: usize) -> Self {
+        Growth {
+            kept: bytes + entries * ENTRY_BYTES,
+            taken: bytes + entries * ENTRY_BYTES_MAX + SPLITS_BYTES_MAX,
+        }
+    }
+}
 
 /// A key's value.
 #[derive(Debug)]
@@ -43,6 +71,30 @@ impl Entry {
     /// Whether its time is over.
     pub fn is_over(&self, now: Time) -> bool {
         self.expires != Time::ZERO && self.expires <= now
+    }
+
+    /// What it takes to append so many bytes.
+    pub fn growth(&self, more: usize) -> Growth {
+        let (old, new) = (self.value.capacity(), self.capacity_for(more));
+        Growth {
+            kept: new - old,
+            taken: if new > old { new } else { 0 },
+        }
+    }
+
+    /// How much room the value must have for so many bytes more. Never doubled: [`Entry::growth`] is asked before.
+    fn capacity_for(&self, more: usize) -> usize {
+        let len = self.value.len() + more;
+        if len <= self.value.capacity() {
+            return self.value.capacity();
+        }
+        (len + (len / 8).max(APPEND_SLACK_MIN)).min(VALUE_MAX.max(len))
+    }
+
+    fn append(&mut self, tail: &[u8]) {
+        let capacity = self.capacity_for(tail.len());
+        self.value.reserve_exact(capacity - self.value.len());
+        self.value.extend_from_slice(tail);
     }
 
     fn memory(&self, key: &[u8]) -> usize {
@@ -152,7 +204,7 @@ impl Store {
                 entry.value.extend_from_slice(value);
                 entry.expires = expires;
             }),
-            Op::Append { key, tail } => self.change(key, group, |entry| entry.value.extend_from_slice(tail)),
+            Op::Append { key, tail } => self.change(key, group, |entry| entry.append(tail)),
             Op::Expire { key, expires } => {
                 if self.entries.contains_key(key) {
                     self.change(key, group, |entry| entry.expires = expires);
@@ -261,6 +313,30 @@ mod tests {
             store.find_over(None, 8, Time::from_nanos(10)).over.as_deref(),
             Some(&b"a"[..])
         );
+    }
+
+    #[test]
+    fn a_value_that_is_appended_to_takes_what_was_foretold_and_seldom_moves() {
+        let mut store = Store::new();
+        store.apply(&put(b"a", b"1", Time::ZERO), Group::ZERO);
+        let mut moves = 0;
+        for len in 1..VALUE_MAX {
+            let before = store.memory();
+            let growth = store.entries[&b"a"[..]].growth(1);
+            store.apply(
+                &Op::Append {
+                    key: b"a",
+                    tail: b"2",
+                },
+                Group::ZERO,
+            );
+            assert_eq!(store.memory() - before, growth.kept);
+            let capacity = store.entries[&b"a"[..]].value.capacity();
+            assert!(growth.taken == 0 || growth.taken == capacity);
+            assert!(capacity <= (len + 1 + (len / 8).max(APPEND_SLACK_MIN) + 1).min(VALUE_MAX));
+            moves += usize::from(growth.taken > 0);
+        }
+        assert!(moves < 100, "{moves}");
     }
 
     #[test]

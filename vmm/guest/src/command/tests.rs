@@ -6,7 +6,7 @@ use std::format;
 
 use super::*;
 use crate::db::Memory;
-use crate::limits::HASH_SLICE;
+use crate::limits::{HASH_SLICE, LOG_HIGH_MAX, NAME_MAX};
 use crate::log::Log;
 use crate::resp::{Parser, Spare, Step};
 use core::time::Duration;
@@ -20,6 +20,7 @@ fn db() -> Db {
     let memory = Memory {
         store_max: 1 << 20,
         buffers_max: 1 << 20,
+        log_high: LOG_HIGH_MAX,
         free: || usize::MAX,
         reserve: 0,
     };
@@ -28,11 +29,16 @@ fn db() -> Db {
 
 /// Says a line, answers the reply with its line ends shown as `|`.
 fn say(db: &mut Db, line: &str) -> String {
+    say_as(db, &mut Session::default(), line)
+}
+
+/// The same, as a client that said something before.
+fn say_as(db: &mut Db, session: &mut Session, line: &str) -> String {
     let mut parser = Parser::new();
     parser.feed(format!("{line}\r\n").as_bytes());
     assert_eq!(parser.step(PLENTY), Ok(Step::Command));
     let mut out = Vec::new();
-    execute(db, &mut Session::default(), parser.arguments(), &mut out, PLENTY);
+    execute(db, session, parser.arguments(), &mut out, PLENTY);
     String::from_utf8_lossy(&out).replace("\r\n", "|")
 }
 
@@ -131,6 +137,23 @@ fn clients_are_told_what_they_ask_at_the_start() {
 }
 
 #[test]
+fn a_name_is_short_and_printable_whichever_command_gives_it() {
+    let (mut db, mut session) = (db(), Session::default());
+    let mut say = |line: &str| say_as(&mut db, &mut session, line);
+    let [long, longest] = [NAME_MAX + 1, NAME_MAX].map(|len| "n".repeat(len));
+    let refused = "-ERR Client names cannot contain spaces, newlines or special characters.|";
+    for name in [&*long, "\"a b\"", "\"a\\n\""] {
+        assert_eq!(say(&format!("client setname {name}")), refused);
+        assert_eq!(say(&format!("hello 2 setname {name}")), refused);
+        assert_eq!(say("client getname"), "$-1|");
+    }
+    assert!(say(&format!("hello 2 setname {longest}")).starts_with("*14|"));
+    assert_eq!(say("client getname"), format!("$64|{longest}|"));
+    assert_eq!(say("client setname me"), "+OK|");
+    assert_eq!(say("client getname"), "$2|me|");
+}
+
+#[test]
 fn keys_are_listed_counted_and_cleared() {
     talk([
         ("mset key:1 a key:2 b other c", "+OK|"),
@@ -167,6 +190,38 @@ fn a_full_store_refuses_to_grow_but_lets_go() {
     assert!(say(&mut db, "set c 1").starts_with("-OOM"));
     assert_eq!(say(&mut db, "del a"), ":1|");
     assert_eq!(say(&mut db, "set c 1"), "+OK|");
+}
+
+#[test]
+fn a_byte_is_not_appended_to_a_value_that_finds_no_room_to_move_to() {
+    let mut db = db();
+    say(&mut db, &format!("set a {}", "x".repeat(60_000)));
+    db.memory.free = || 50_000;
+    assert!(say(&mut db, "append a y").starts_with("-OOM"));
+    assert_eq!(say(&mut db, "strlen a"), ":60000|");
+    db.memory.free = || 70_000;
+    assert_eq!(say(&mut db, "append a y"), ":60001|");
+    db.memory.free = || 10_000;
+    assert_eq!(say(&mut db, "append a z"), ":60002|");
+}
+
+#[test]
+fn a_value_that_grows_counts_with_the_room_that_it_is_given() {
+    let mut db = db();
+    db.memory.store_max = 60_000 + 4_000;
+    say(&mut db, &format!("set a {}", "x".repeat(60_000)));
+    assert!(say(&mut db, "append a y").starts_with("-OOM"));
+    db.memory.store_max = 60_000 + 8_000;
+    assert_eq!(say(&mut db, "append a y"), ":60001|");
+}
+
+#[test]
+fn the_store_leaves_the_reserve_alone() {
+    let mut db = db();
+    db.memory.reserve = 1 << 20;
+    db.memory.free = || (1 << 20) + 60_000;
+    assert!(say(&mut db, &format!("set a {}", "x".repeat(60_000))).starts_with("-OOM"));
+    assert_eq!(say(&mut db, &format!("set a {}", "x".repeat(50_000))), "+OK|");
 }
 
 #[test]

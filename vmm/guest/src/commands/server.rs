@@ -7,7 +7,7 @@ use crate::arguments::number;
 use crate::command::{Call, Effect, Refusal, find};
 use crate::db::Work;
 use crate::glob;
-use crate::limits::{HASH_ROUNDS_MAX, HASH_SLICE};
+use crate::limits::{HASH_ROUNDS_MAX, HASH_SLICE, NAME_MAX};
 use crate::prng;
 
 type Result = core::result::Result<(), Refusal>;
@@ -77,7 +77,7 @@ pub(super) fn hello(call: &mut Call<'_>) -> Result {
         }
     }
     if call.arguments.len() == 4 && call.is(2, "setname") {
-        call.session.name = call.at(3).into();
+        set_name(call, call.at(3))?;
     } else if call.arguments.len() > 2 {
         return Err(Refusal::Syntax);
     }
@@ -104,12 +104,7 @@ pub(super) fn client(call: &mut Call<'_>) -> Result {
     if call.is(1, "setinfo") && count == 4 {
         call.reply.ok();
     } else if call.is(1, "setname") && count == 3 {
-        if call.at(2).iter().any(|byte| !(b'!'..=b'~').contains(byte)) || call.at(2).len() > 64 {
-            return Err(Refusal::Other(
-                "ERR Client names cannot contain spaces, newlines or special characters.",
-            ));
-        }
-        call.session.name = call.at(2).into();
+        set_name(call, call.at(2))?;
         call.reply.ok();
     } else if call.is(1, "getname") && count == 2 {
         match call.session.name.as_slice() {
@@ -121,6 +116,17 @@ pub(super) fn client(call: &mut Call<'_>) -> Result {
     } else {
         return Err(Refusal::UnknownSubcommand);
     }
+    Ok(())
+}
+
+/// What HELLO and CLIENT SETNAME have in common. Nobody counts the memory of a name, so it must be short.
+fn set_name(call: &mut Call<'_>, name: &[u8]) -> Result {
+    if name.len() > NAME_MAX || name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
+        return Err(Refusal::Other(
+            "ERR Client names cannot contain spaces, newlines or special characters.",
+        ));
+    }
+    call.session.name = name.into();
     Ok(())
 }
 

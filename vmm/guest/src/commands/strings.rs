@@ -262,6 +262,10 @@ pub(super) fn append(call: &mut Call<'_>) -> Result {
     if len + tail.len() > VALUE_MAX {
         return Err(Refusal::TooLong);
     }
+    // However short the tail is, the value may have to move.
+    if entry.is_some_and(|entry| !call.db.has_memory(entry.growth(tail.len()))) {
+        return Err(Refusal::OutOfMemory);
+    }
     if is_there {
         call.change(&Op::Append { key, tail });
     } else {

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::*;
 use crate::db::Memory;
 use crate::disk::{Disk, Done, Request, SECTOR_BYTES, Tag};
+use crate::limits::LOG_HIGH_MAX;
 use crate::log;
 use crate::store::Store;
 use crate::units::Time;
@@ -86,6 +87,7 @@ impl World {
         let memory = Memory {
             store_max: 1 << 20,
             buffers_max: 1 << 20,
+            log_high: LOG_HIGH_MAX,
             free: || usize::MAX,
             reserve: 0,
         };
@@ -225,4 +227,73 @@ fn a_full_disk_refuses_writes_but_lets_read_and_delete() {
     world.say(&mut conn, b"strlen key0\r\ndel key0 key1\r\nset key0 again\r\n");
     (0..30).for_each(|_| world.round());
     assert_eq!(world.hear(&mut conn), b":50000\r\n:2\r\n+OK\r\n");
+}
+
+#[test]
+fn nothing_is_deleted_or_swept_that_the_log_has_no_memory_for() {
+    let (mut world, mut conn) = (World::new(), Conn::new(1));
+    world.disk.is_prompt = true;
+    world.say(&mut conn, b"set a 1\r\nset b 1 px 1\r\n");
+    (0..2).for_each(|_| world.round());
+    assert_eq!(world.hear(&mut conn), b"+OK\r\n+OK\r\n");
+
+    world.db.memory.free = || 0;
+    world.db.now = Time::from_nanos(1_000_000_000);
+    world.db.sweep();
+    world.say(&mut conn, b"del a\r\nexists a\r\ndbsize\r\n");
+    let refusal = "-OOM command not allowed when used memory > 'maxmemory'.\r\n:1\r\n:2\r\n";
+    assert_eq!(String::from_utf8_lossy(&world.hear(&mut conn)), refusal);
+
+    world.db.memory.free = || usize::MAX;
+    world.db.sweep();
+    world.say(&mut conn, b"del a\r\ndbsize\r\n");
+    (0..2).for_each(|_| world.round());
+    assert_eq!(world.hear(&mut conn), b":1\r\n:0\r\n");
+}
+
+#[test]
+fn long_keys_whose_time_is_over_are_swept_in_several_groups() {
+    let (mut world, mut conn) = (World::new(), Conn::new(1));
+    world.db.memory.store_max = 16 << 20;
+    world.disk.is_prompt = true;
+    for key in 0..16 {
+        let set = [
+            alloc::format!("set {key:02}").as_bytes(),
+            &[b'x'; 50_000],
+            b" 1 px 1\r\n",
+        ]
+        .concat();
+        for piece in set.chunks(10_000) {
+            world.say(&mut conn, piece);
+        }
+        (0..30).for_each(|_| world.round());
+    }
+    world.db.now = Time::from_nanos(1_000_000_000);
+    world.db.sweep();
+    assert_eq!(world.db.store.len(), 5, "half a MiB of keys is a group");
+    assert_eq!(world.db.log.readiness(), log::Readiness::Later);
+
+    (0..30).for_each(|_| world.round());
+    world.db.sweep();
+    assert_eq!(world.db.store.len(), 0);
+}
+
+#[test]
+fn a_reply_finds_no_memory_that_its_own_command_has_taken() {
+    let (mut world, mut conn) = (World::new(), Conn::new(1));
+    let echo = [&b"*2\r\n$4\r\necho\r\n$300000\r\n"[..], &[b'x'; 300_000], b"\r\n"].concat();
+    world.db.memory.buffers_max = 500_000;
+    for piece in echo.chunks(10_000) {
+        conn.feed(piece);
+        conn.execute(&mut world.db, 500_000);
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&world.hear(&mut conn)),
+        "-OOM the reply is longer than the memory left for it\r\n"
+    );
+    world.db.memory.buffers_max = 1 << 20;
+    for piece in echo.chunks(10_000) {
+        world.say(&mut conn, piece);
+    }
+    assert!(world.hear(&mut conn).starts_with(b"$300000\r\n"));
 }

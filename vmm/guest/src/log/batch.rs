@@ -8,7 +8,8 @@ use core::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::disk::SECTOR_BYTES;
-use crate::limits::BATCH_MAX;
+use crate::limits::{BATCH_MAX, LOG_SPARE_MAX, LOG_STEP};
+use crate::store::op::Op;
 use crate::units::Time;
 
 /// Length of the head that precedes the changes.
@@ -65,6 +66,25 @@ pub(super) fn begin(buffer: &mut Vec<u8>) {
     buffer.resize(HEAD_BYTES, 0);
 }
 
+/// The capacity that a buffer must grow to before so many bytes and the padding fit; none if they do. It doubles only as
+/// long as it stays one that is worth keeping.
+pub(super) fn grown(buffer: &Vec<u8>, more: usize) -> Option<usize> {
+    let len = buffer.len() + more;
+    if len.next_multiple_of(SECTOR_BYTES) <= buffer.capacity() {
+        return None;
+    }
+    let doubled = (2 * buffer.capacity()).min(LOG_SPARE_MAX);
+    Some(len.max(doubled).next_multiple_of(LOG_STEP))
+}
+
+/// Adds a change. The buffer grows by no more than it must, and never again when it is sealed.
+pub(super) fn append(buffer: &mut Vec<u8>, op: &Op<'_>) {
+    if let Some(capacity) = grown(buffer, op.encoded_len()) {
+        buffer.reserve_exact(capacity - buffer.len());
+    }
+    op.encode(buffer);
+}
+
 /// What a buffer that was begun will take on disk.
 pub(super) fn sealed_len(buffer: &[u8]) -> usize {
     buffer.len().next_multiple_of(SECTOR_BYTES)
@@ -82,6 +102,7 @@ pub(super) fn seal(buffer: &mut Vec<u8>, link: Link, time: Time) -> u64 {
     buffer[40..48].fill(0);
     let check = xxh3_64(buffer);
     buffer[40..48].copy_from_slice(&check.to_le_bytes());
+    debug_assert!(sealed_len(buffer) <= buffer.capacity(), "`append` made room");
     buffer.resize(sealed_len(buffer), 0);
     check
 }

@@ -46,6 +46,8 @@ pub(super) struct Compaction {
     cursor: Option<Box<[u8]>>,
     busy: bool,
     buffer: Vec<u8>,
+    /// What the buffer holds, wherever it is.
+    memory: usize,
 }
 
 impl Compaction {
@@ -70,7 +72,13 @@ impl Compaction {
             cursor: None,
             busy: false,
             buffer: Vec::new(),
+            memory: 0,
         }
+    }
+
+    /// Memory of the part of the store that is being written.
+    pub(super) fn held(&self) -> usize {
+        self.memory
     }
 
     /// The request that was out is over.
@@ -121,12 +129,12 @@ impl Compaction {
         batch::begin(&mut bytes);
         let mut last = None;
         for (key, entry) in store.after(self.cursor.as_deref()) {
-            Op::Put {
+            let op = Op::Put {
                 key,
                 value: entry.value(),
                 expires: entry.expires(),
-            }
-            .encode(&mut bytes);
+            };
+            batch::append(&mut bytes, &op);
             last = Some(key);
             if bytes.len() >= SNAPSHOT_BYTES {
                 break;
@@ -134,9 +142,11 @@ impl Compaction {
         }
         let Some(last) = last else {
             self.stage = Stage::Superblock;
+            self.memory = 0;
             return Ok(Request::Flush);
         };
         self.cursor = Some(last.into());
+        self.memory = bytes.capacity();
         let check = batch::seal(&mut bytes, self.tail.link, now);
         let sector = self.tail.sector;
         self.tail.sector += (bytes.len() / SECTOR_BYTES) as u64;

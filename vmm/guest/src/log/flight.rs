@@ -1,5 +1,5 @@
 //! The batches on their way to the disk. The log adds them in order, asks which flushes are due, and hears how far all are
-//! durable; requests may end in any order. Knows groups and tags, and neither bytes nor places.
+//! durable; requests may end in any order. Knows groups, tags and how much memory is away, neither bytes nor places.
 
 use alloc::collections::VecDeque;
 
@@ -22,6 +22,8 @@ enum Flush {
 #[derive(Debug)]
 struct Batch {
     group: Group,
+    /// What its write holds until it is done.
+    memory: usize,
     is_written: bool,
     flush: Flush,
 }
@@ -43,11 +45,18 @@ impl Flight {
         self.batches.len() == BATCHES_OUT
     }
 
-    /// A batch sets out; answers the tag of its write. There must be room.
-    pub(super) fn begin(&mut self, group: Group) -> Tag {
+    /// Memory that the disk has not given back.
+    pub(super) fn held(&self) -> usize {
+        let is_out = |batch: &&Batch| !batch.is_written;
+        self.batches.iter().filter(is_out).map(|batch| batch.memory).sum()
+    }
+
+    /// A batch sets out, with so much memory; answers the tag of its write. There must be room.
+    pub(super) fn begin(&mut self, group: Group, memory: usize) -> Tag {
         let at = self.batches.len();
         self.batches.push_back(Batch {
             group,
+            memory,
             is_written: false,
             flush: Flush::Due,
         });
@@ -103,7 +112,7 @@ mod tests {
     fn a_batch_is_durable_only_when_those_before_it_are() {
         let mut flight = Flight::default();
         let [one, two] = [Group::ZERO.next(), Group::ZERO.next().next()];
-        let [write_one, write_two] = [one, two].map(|group| flight.begin(group));
+        let [write_one, write_two] = [one, two].map(|group| flight.begin(group, 1));
         assert!(flight.is_full());
         let [flush_one, flush_two] = [(); 2].map(|()| flight.poll_flush(true).unwrap());
 
@@ -120,7 +129,7 @@ mod tests {
     #[test]
     fn a_disk_that_reorders_is_asked_for_a_flush_only_behind_a_write_that_is_done() {
         let mut flight = Flight::default();
-        let write = flight.begin(Group::ZERO.next());
+        let write = flight.begin(Group::ZERO.next(), 1);
         assert_eq!(flight.poll_flush(false), None);
         flight.handle_done(write);
         assert!(flight.poll_flush(false).is_some());
@@ -130,9 +139,20 @@ mod tests {
     #[test]
     fn a_write_is_enough_for_a_disk_that_needs_no_flush() {
         let mut flight = Flight::default();
-        let write = flight.begin(Group::ZERO.next());
+        let write = flight.begin(Group::ZERO.next(), 1);
         flight.handle_done(write);
         assert_eq!(flight.poll_durable(false), Some(Group::ZERO.next()));
+    }
+
+    #[test]
+    fn memory_is_held_until_the_write_is_done_whatever_the_flush_does() {
+        let mut flight = Flight::default();
+        let [one, two] = [3, 4].map(|memory| flight.begin(Group::ZERO.next(), memory));
+        assert_eq!(flight.held(), 7);
+        flight.handle_done(two);
+        assert_eq!(flight.held(), 3);
+        flight.handle_done(one);
+        assert_eq!((flight.held(), flight.is_full()), (0, true));
     }
 
     #[test]
@@ -142,7 +162,7 @@ mod tests {
         let mut writes = VecDeque::new();
         for _ in 0..3 * BATCHES_OUT {
             group = group.next();
-            writes.push_back((flight.begin(group), group));
+            writes.push_back((flight.begin(group, 1), group));
             if flight.is_full() {
                 let (write, oldest) = writes.pop_front().unwrap();
                 flight.handle_done(write);

@@ -170,6 +170,9 @@ impl<D: Disk> Reader<'_, D> {
     fn fetch(&mut self, bytes: usize) -> Result<bool, OpenError> {
         self.bytes.drain(..self.start);
         self.start = 0;
+        // Exactly, for doubling might take more than a small heap has.
+        self.bytes
+            .reserve_exact((bytes + READ_BYTES).saturating_sub(self.bytes.len()));
         while self.bytes.len() < bytes {
             let left = (self.end - self.sector) as usize * SECTOR_BYTES;
             if left == 0 {

@@ -7,7 +7,7 @@ use std::format;
 
 use super::*;
 use crate::disk::DiskError;
-use crate::limits::BATCHES_OUT;
+use crate::limits::{ARGUMENTS_MAX, BATCHES_OUT, COMMAND_LOGGED_MAX, KEY_MAX, LOG_STEP, VALUE_MAX};
 
 const SECTORS: u64 = 16 + 2 * 256;
 
@@ -34,10 +34,11 @@ struct Journal {
 
 impl Journal {
     fn blank() -> Self {
-        Journal {
-            medium: alloc::vec![0; SECTORS as usize * SECTOR_BYTES],
-            ..Journal::default()
-        }
+        Self::with_sectors(SECTORS)
+    }
+
+    fn with_sectors(sectors: u64) -> Self {
+        Self::holding(alloc::vec![0; sectors as usize * SECTOR_BYTES])
     }
 
     fn holding(medium: Vec<u8>) -> Self {
@@ -66,7 +67,7 @@ fn put_sectors(medium: &mut [u8], sector: u64, bytes: &[u8]) {
 
 impl Disk for Journal {
     fn sectors(&self) -> u64 {
-        SECTORS
+        (self.medium.len() / SECTOR_BYTES) as u64
     }
 
     fn needs_flush(&self) -> bool {
@@ -354,6 +355,161 @@ fn a_disk_error_ends_all_promises_but_not_the_store() {
     assert_eq!(life.log.readiness(), Readiness::Failed);
     assert_eq!(life.log.durable(), Group::ZERO);
     assert!(life.log.is_settled());
+}
+
+/// Two batches are on their way, the older one's write has failed, and the disk has told nothing yet.
+fn two_batches_of_which_the_older_one_fails() -> Life {
+    let mut life = Life::begin(Journal {
+        is_in_order: true,
+        ..Journal::blank()
+    });
+    life.disk.is_slow = true;
+    life.disk.fail_in = Some(0);
+    for key in [b"a", b"b"] {
+        life.change(&Op::Put {
+            key,
+            value: b"1",
+            expires: Time::ZERO,
+        });
+        life.disk.has_told = true;
+        life.log.drive(&mut life.disk, &life.store, Time::ZERO);
+        life.disk.fail_in = None;
+    }
+    // Its flush has nothing to complain of.
+    life.disk.done[1].result = Ok(());
+    let ends: Vec<bool> = life.disk.done.iter().map(|done| done.result.is_ok()).collect();
+    assert_eq!(ends, [false, true, true, true], "a write and a flush each");
+    life
+}
+
+#[test]
+fn a_batch_behind_one_that_failed_is_not_durable_although_it_was_written_and_flushed() {
+    let mut life = two_batches_of_which_the_older_one_fails();
+    (0..10).for_each(|_| life.round());
+    assert!(life.disk.done.is_empty());
+    assert_eq!(life.log.durable(), Group::ZERO);
+    assert_eq!(life.log.readiness(), Readiness::Failed);
+}
+
+#[test]
+fn a_batch_that_is_done_first_is_not_durable_before_the_older_one_nor_when_that_fails() {
+    let mut life = two_batches_of_which_the_older_one_fails();
+    life.disk.done.rotate_left(2);
+    (0..2).for_each(|_| life.round());
+    assert_eq!(
+        life.disk.done.len(),
+        2,
+        "the younger one's write and flush are told"
+    );
+    assert_eq!(life.log.durable(), Group::ZERO);
+    assert_ne!(life.log.readiness(), Readiness::Failed);
+
+    (0..10).for_each(|_| life.round());
+    assert_eq!(life.log.durable(), Group::ZERO);
+    assert_eq!(life.log.readiness(), Readiness::Failed);
+}
+
+/// Changes as a command makes them; answers the most memory that log and disk held, an old buffer beside the new included.
+fn command(life: &mut Life, ops: &[Op<'_>]) -> usize {
+    let bytes = ops.iter().map(Op::encoded_len).sum();
+    let old = life.log.gathered.len();
+    let capacity = life.log.gathered.capacity();
+    assert!(life.log.reserve(bytes, || usize::MAX));
+    let is_moved = life.log.gathered.capacity() != capacity;
+    let held = life.log.held();
+    let place = life.log.gathered.as_ptr();
+    ops.iter().for_each(|op| life.log.append(op));
+    assert_eq!(place, life.log.gathered.as_ptr(), "there was room for all of it");
+    held + if is_moved { old } else { 0 }
+}
+
+/// What the log may hold at most.
+fn part(high: usize) -> usize {
+    high + GROUP_BYTES + COMMAND_LOGGED_MAX + LOG_STEP
+}
+
+const SHORT: Op<'_> = Op::Put {
+    key: b"a",
+    value: &[7; 1000],
+    expires: Time::ZERO,
+};
+
+static MANY: [Op<'_>; ARGUMENTS_MAX] = [Op::Delete { key: &[7; 17] }; ARGUMENTS_MAX];
+
+#[test]
+fn the_largest_command_is_within_the_logs_part_of_the_memory_though_it_comes_at_the_worst_moment() {
+    let mut life = Life::begin(Journal {
+        is_slow: true,
+        ..Journal::with_sectors(1 << 14)
+    });
+    for _ in 0..=BATCHES_OUT {
+        life.disk.has_told = true;
+        life.log.drive(&mut life.disk, &life.store, Time::ZERO);
+        while life.log.gathered.len() + SHORT.encoded_len() < GROUP_BYTES {
+            command(&mut life, &[SHORT]);
+        }
+    }
+    assert_eq!(life.log.readiness(), Readiness::Ready);
+    let held = command(&mut life, &MANY);
+    let most = part(LOG_HIGH_MAX);
+    assert!((most - 2 * LOG_STEP..=most).contains(&held), "{held} of {most}");
+}
+
+#[test]
+fn the_log_stays_within_its_part_of_the_memory_whatever_is_written() {
+    let mut life = Life::begin(Journal {
+        is_slow: true,
+        ..Journal::with_sectors(1 << 17)
+    });
+    let value = alloc::vec![7; VALUE_MAX];
+    let long = Op::Put {
+        key: &value[..KEY_MAX],
+        value: &value,
+        expires: Time::ZERO,
+    };
+    let mut prng = crate::prng::Prng::new(&[5; 32]);
+    for high in [GROUP_BYTES, LOG_HIGH_MAX] {
+        life.log.set_high(high);
+        let mut held = 0;
+        for _ in 0..2000 {
+            let ops = match prng.draw() % 64 {
+                0 => &MANY[..],
+                1..8 => &[long],
+                _ => &[SHORT],
+            };
+            if life.log.readiness() == Readiness::Ready {
+                held = command(&mut life, ops).max(held);
+            }
+            if prng.draw().is_multiple_of(4) {
+                life.log.drive(&mut life.disk, &life.store, Time::ZERO);
+                held = life.log.held().max(held);
+            }
+            life.disk.events.clear();
+        }
+        assert!(held <= part(high), "{held} of {}", part(high));
+        (0..200).for_each(|_| life.log.drive(&mut life.disk, &life.store, Time::ZERO));
+    }
+}
+
+#[test]
+fn a_command_is_not_made_room_for_when_the_heap_has_none() {
+    let mut life = Life::begin(Journal::blank());
+    let group = life.log.gathered.clone();
+    assert!(!life.log.reserve(VALUE_MAX, || VALUE_MAX));
+    assert!(life.log.reserve(VALUE_MAX, || VALUE_MAX + LOG_STEP));
+    assert!(life.log.reserve(VALUE_MAX, || 0), "it has the room now");
+    assert_eq!(life.log.gathered, group);
+}
+
+#[test]
+fn room_that_was_made_in_vain_does_not_travel_with_the_batch() {
+    let mut life = Life::begin(Journal::blank());
+    assert!(life.log.reserve(COMMAND_LOGGED_MAX, || usize::MAX));
+    life.change(&Op::Delete { key: b"a" });
+    life.disk.has_told = true;
+    life.disk.is_slow = true;
+    life.log.drive(&mut life.disk, &life.store, Time::ZERO);
+    assert!(life.log.held() <= 2 * SECTOR_BYTES, "{}", life.log.held());
 }
 
 #[test]

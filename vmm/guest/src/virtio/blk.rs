@@ -1,6 +1,7 @@
 //! The disk: the log's requests as virtio-blk chains of header, data and status. Submits and polls; only
 //! [`Disk::wait`] ever gives the processor away, through the function it was opened with.
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use super::mmio::{Kind, OpenError, Registers, Transport};
@@ -24,8 +25,12 @@ const STATUS_UNSET: u8 = 0xff;
 const HEADER_BYTES: usize = 16;
 /// Data of one request at most: abi.rs allows no more.
 const TRANSFER_MAX: usize = DISK_TRANSFER_MAX as usize;
+/// Header, data and status.
+const TRANSFER_DESCRIPTORS: usize = 3;
+/// Header and status.
+const FLUSH_DESCRIPTORS: usize = 2;
 /// The longest writes in their parts, and a flush beside each.
-const DESCRIPTORS_MIN: usize = BATCHES_OUT * (3 * BATCH_MAX.div_ceil(TRANSFER_MAX) + 2);
+const DESCRIPTORS_MIN: usize = BATCHES_OUT * (TRANSFER_DESCRIPTORS * parts(BATCH_MAX) + FLUSH_DESCRIPTORS);
 
 /// A write that is too long for one request.
 #[derive(Debug)]
@@ -34,7 +39,8 @@ struct Split {
     /// How many of its requests are out.
     left: usize,
     result: Result<(), DiskError>,
-    bytes: Vec<u8>,
+    /// What its requests read from: parts of it, and no copies, for there may be no memory for those.
+    bytes: Rc<Vec<u8>>,
 }
 
 /// The disk.
@@ -79,28 +85,28 @@ impl Blk {
         self.transport.has(FEATURE_RO)
     }
 
-    fn write(&mut self, tag: Tag, sector: u64, bytes: Vec<u8>) -> Result<(), Request> {
-        if bytes.len() <= TRANSFER_MAX {
-            self.send(
-                tag,
-                [header(TYPE_OUT, sector), Piece::from_driver(bytes), status()],
-            );
-            return Ok(());
+    /// How many descriptors a request takes.
+    fn descriptors(&self, request: &Request) -> usize {
+        match request {
+            Request::Read { .. } => TRANSFER_DESCRIPTORS,
+            Request::Write { bytes, .. } => TRANSFER_DESCRIPTORS * parts(bytes.len()),
+            Request::Flush if self.needs_flush() => FLUSH_DESCRIPTORS,
+            Request::Flush => 0,
         }
-        let left = bytes.len().div_ceil(TRANSFER_MAX);
-        if self.queue.room() < 3 * left {
-            return Err(Request::Write { sector, bytes });
+    }
+
+    fn write(&mut self, tag: Tag, sector: u64, bytes: Vec<u8>) {
+        let left = parts(bytes.len());
+        if left == 1 {
+            let data = Piece::from_driver(bytes);
+            return self.send(tag, [header(TYPE_OUT, sector), data, status()]);
         }
-        for (at, part) in bytes.chunks(TRANSFER_MAX).enumerate() {
-            let sector = sector + (at * TRANSFER_MAX / SECTOR_BYTES) as u64;
-            self.send(
-                tag,
-                [
-                    header(TYPE_OUT, sector),
-                    Piece::from_driver(part.to_vec()),
-                    status(),
-                ],
-            );
+        let bytes = Rc::new(bytes);
+        for start in (0..bytes.len()).step_by(TRANSFER_MAX) {
+            let sector = sector + (start / SECTOR_BYTES) as u64;
+            let end = bytes.len().min(start + TRANSFER_MAX);
+            let data = Piece::shared(&bytes, start..end);
+            self.send(tag, [header(TYPE_OUT, sector), data, status()]);
         }
         self.splits.push(Split {
             tag,
@@ -108,7 +114,6 @@ impl Blk {
             result: Ok(()),
             bytes,
         });
-        Ok(())
     }
 
     /// The caller has looked for room.
@@ -136,6 +141,8 @@ impl Blk {
             return None;
         }
         let Split { result, bytes, .. } = self.splits.swap_remove(at);
+        // All of its requests are over, so nobody else has a share.
+        let bytes = Rc::into_inner(bytes).unwrap_or_default();
         Some(Done { tag, result, bytes })
     }
 }
@@ -155,14 +162,14 @@ impl Disk for Blk {
     }
 
     fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Request> {
-        if self.queue.room() < 3 {
+        if self.queue.room() < self.descriptors(&request) {
             return Err(request);
         }
         match request {
             Request::Read { sector, bytes } => {
                 self.send(tag, [header(TYPE_IN, sector), Piece::for_device(bytes), status()]);
             }
-            Request::Write { sector, bytes } => return self.write(tag, sector, bytes),
+            Request::Write { sector, bytes } => self.write(tag, sector, bytes),
             Request::Flush if self.needs_flush() => self.send(tag, [header(TYPE_FLUSH, 0), status()]),
             Request::Flush => self.vain.push(tag),
         }
@@ -203,6 +210,15 @@ impl Disk for Blk {
     }
 }
 
+/// How many requests a write of so many bytes takes.
+const fn parts(bytes: usize) -> usize {
+    if bytes <= TRANSFER_MAX {
+        1
+    } else {
+        bytes.div_ceil(TRANSFER_MAX)
+    }
+}
+
 fn status() -> Piece {
     Piece::for_device(alloc::vec![STATUS_UNSET])
 }
@@ -216,3 +232,6 @@ fn header(kind: u32, sector: u64) -> Piece {
 }
 
 const _: () = assert!(SECTOR_BYTES == 512, "virtio-blk counts sectors of 512 bytes");
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,13 @@ const LARGE_FRAME_MAX: usize = 60 << 10;
 const MERGED_FRAME_MAX: usize = 65550;
 /// How many large frames may be on their way out at once: bounds their memory.
 const LARGE_IN_FLIGHT: usize = 24;
+/// Memory of both rings and of what is known about the chains in them, generously.
+const RINGS_BYTES: usize = 128 << 10;
+/// What the card takes when it is opened.
+pub const OPEN_BYTES: usize = RINGS_BYTES + QUEUE_SIZE as usize * RX_BUFFER_BYTES + MERGED_FRAME_MAX;
+/// What it may take later, for frames on their way out.
+pub const SEND_BYTES: usize =
+    QUEUE_SIZE as usize * (HEADER_BYTES + FRAME_MAX) + LARGE_IN_FLIGHT * (HEADER_BYTES + LARGE_FRAME_MAX);
 
 /// The receive half.
 #[derive(Debug)]
@@ -67,7 +74,7 @@ impl Net {
         let mut transport = Transport::open(registers, Kind::Net, choose)?;
         let mut rx = Rx {
             queue: transport.queue(RX_QUEUE, QUEUE_SIZE)?,
-            merged: Vec::new(),
+            merged: Vec::with_capacity(MERGED_FRAME_MAX),
         };
         let tx = Tx {
             queue: transport.queue(TX_QUEUE, QUEUE_SIZE)?,

@@ -3,9 +3,11 @@
 //! here: the ring is memory that the device shares.
 
 use alloc::alloc::{alloc_zeroed, handle_alloc_error};
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::mem::ManuallyDrop;
+use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
 
 const DESCRIPTOR_BYTES: usize = 16;
@@ -18,27 +20,42 @@ pub const MAX_PIECES: usize = 3;
 
 /// Who fills a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filler {
+enum Filler {
     /// The driver did; the device reads it.
     Driver,
     /// The device will, over the buffer's whole length.
     Device,
 }
 
+/// Bytes whose memory stays where it is while the device has them.
+#[derive(Debug)]
+enum Bytes {
+    Own(Vec<u8>),
+    /// Part of what several chains read from. Nobody can write there while it is shared.
+    Shared(Rc<Vec<u8>>, Range<usize>),
+}
+
 /// One buffer of a chain.
 #[derive(Debug)]
 pub struct Piece {
-    /// The bytes; their memory stays where it is while the device has them.
-    pub bytes: Vec<u8>,
-    /// Who fills them.
-    pub filler: Filler,
+    bytes: Bytes,
+    filler: Filler,
 }
 
 impl Piece {
     /// Bytes for the device to read.
     pub fn from_driver(bytes: Vec<u8>) -> Self {
         Piece {
-            bytes,
+            bytes: Bytes::Own(bytes),
+            filler: Filler::Driver,
+        }
+    }
+
+    /// A part of bytes for the device to read. The queue holds a share of the whole for as long.
+    pub fn shared(whole: &Rc<Vec<u8>>, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= whole.len());
+        Piece {
+            bytes: Bytes::Shared(Rc::clone(whole), part),
             filler: Filler::Driver,
         }
     }
@@ -46,7 +63,7 @@ impl Piece {
     /// Room for the device to write.
     pub fn for_device(bytes: Vec<u8>) -> Self {
         Piece {
-            bytes,
+            bytes: Bytes::Own(bytes),
             filler: Filler::Device,
         }
     }
@@ -59,7 +76,7 @@ pub struct Finished {
     pub head: u16,
     /// How many bytes the device says it wrote; distrust it.
     pub written: usize,
-    /// The buffers, in the order they were given.
+    /// The buffers, in the order they were given; none in the place of a shared part.
     pub buffers: [Option<Vec<u8>>; MAX_PIECES],
 }
 
@@ -74,13 +91,24 @@ pub struct Places {
     pub used: u64,
 }
 
-/// A buffer in the device's hands, taken apart so that no Rust value claims its memory meanwhile.
+/// A buffer in the device's hands.
 #[derive(Debug)]
 struct Lent {
     descriptor: u16,
-    start: *mut u8,
-    len: usize,
-    capacity: usize,
+    memory: Memory,
+}
+
+/// Whose memory it is. A queue that is dropped never frees it: the device may still use it.
+#[derive(Debug)]
+enum Memory {
+    /// A vector, taken apart so that no Rust value claims its memory meanwhile.
+    Own {
+        start: *mut u8,
+        len: usize,
+        capacity: usize,
+    },
+    /// A share of bytes that the device only reads.
+    Shared(ManuallyDrop<Rc<Vec<u8>>>),
 }
 
 type Chain = [Option<Lent>; MAX_PIECES];
@@ -187,7 +215,7 @@ impl Queue {
             let Some(chain) = self.chains.get_mut(head as usize).and_then(Option::take) else {
                 continue;
             };
-            let buffers = chain.map(|lent| lent.map(|lent| self.take_back(&lent)));
+            let buffers = chain.map(|lent| lent.and_then(|lent| self.take_back(lent)));
             return Some(Finished {
                 head: head as u16,
                 written,
@@ -209,13 +237,6 @@ impl Queue {
     }
 
     fn lend(&mut self, index: u16, next: Option<u16>, piece: Piece) -> Lent {
-        let mut bytes = ManuallyDrop::new(piece.bytes);
-        let lent = Lent {
-            descriptor: index,
-            start: bytes.as_mut_ptr(),
-            len: bytes.len(),
-            capacity: bytes.capacity(),
-        };
         let mut flags = 0;
         if piece.filler == Filler::Device {
             flags |= DESCRIPTOR_WRITE;
@@ -223,23 +244,34 @@ impl Queue {
         if next.is_some() {
             flags |= DESCRIPTOR_NEXT;
         }
-        let address = lent.start.expose_provenance() as u64;
+        let (address, len, memory) = lent(piece.bytes);
         let entry = self
             .descriptors
             .wrapping_add(DESCRIPTOR_BYTES * usize::from(index));
         self.store_u32(entry, 0, address as u32);
         self.store_u32(entry, 4, (address >> 32) as u32);
-        self.store_u32(entry, 8, lent.len as u32);
+        self.store_u32(entry, 8, len as u32);
         self.store_u16(entry, 12, flags);
         self.store_u16(entry, 14, next.unwrap_or(0));
-        lent
+        Lent {
+            descriptor: index,
+            memory,
+        }
     }
 
-    fn take_back(&mut self, lent: &Lent) -> Vec<u8> {
+    fn take_back(&mut self, lent: Lent) -> Option<Vec<u8>> {
         self.free.push(lent.descriptor);
-        // SAFETY: the three numbers were taken from a `Vec` that was never dropped; the chain that held them is
-        // gone from `chains`, so this happens once, and the device no longer uses the memory.
-        unsafe { Vec::from_raw_parts(lent.start, lent.len, lent.capacity) }
+        match lent.memory {
+            Memory::Own { start, len, capacity } => {
+                // SAFETY: the three numbers were taken from a `Vec` that was never dropped; the chain that held them is
+                // gone from `chains`, so this happens once, and the device no longer uses the memory.
+                Some(unsafe { Vec::from_raw_parts(start, len, capacity) })
+            }
+            Memory::Shared(whole) => {
+                drop(ManuallyDrop::into_inner(whole));
+                None
+            }
+        }
     }
 
     fn publish(&mut self, head: u16) {
@@ -273,5 +305,21 @@ impl Queue {
     }
 }
 
+/// Address and length of bytes, and their memory as the queue keeps it while the device has them.
+fn lent(bytes: Bytes) -> (u64, usize, Memory) {
+    match bytes {
+        Bytes::Own(bytes) => {
+            let mut bytes = ManuallyDrop::new(bytes);
+            let (start, len, capacity) = (bytes.as_mut_ptr(), bytes.len(), bytes.capacity());
+            let memory = Memory::Own { start, len, capacity };
+            (start.expose_provenance() as u64, len, memory)
+        }
+        Bytes::Shared(whole, part) => {
+            let address = whole[part.clone()].as_ptr().expose_provenance() as u64;
+            (address, part.len(), Memory::Shared(ManuallyDrop::new(whole)))
+        }
+    }
+}
+
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
