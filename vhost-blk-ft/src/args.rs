@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
 
 use crate::disk::{DiskOptions, Sharing};
 
@@ -30,9 +31,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub disk: PathBuf,
 
-    /// How a protected VM's two hosts have the disk
-    #[arg(long, value_enum, default_value_t = Mode::Shared)]
-    pub mode: Mode,
+    /// How a protected VM's two hosts have the disk [default: shared]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
 
     /// The guest may not write
     #[arg(long, alias = "readonly")]
@@ -65,12 +66,33 @@ Examples:
 
 RUST_LOG=debug says more on standard error.";
 
+/// An ordinary front-end's disk is on one host, and its process would forget which blocks of a mirrored image changed.
+const MODE_ALONE: &str = "--mode says how the two hosts of a protected VM have the disk: \
+    name the --staging socket of its VMM too, or leave --mode out";
+
 impl Args {
+    /// Reads them, or ends the process with a sentence about what is wrong with them.
+    pub fn read() -> Self {
+        let args = Self::parse();
+        match args.check() {
+            Ok(()) => args,
+            Err(error) => error.exit(),
+        }
+    }
+
+    /// What no single argument is wrong with, but all of them together.
+    fn check(&self) -> Result<(), clap::Error> {
+        match (&self.staging, self.mode) {
+            (None, Some(_)) => Err(Self::command().error(ErrorKind::MissingRequiredArgument, MODE_ALONE)),
+            _ => Ok(()),
+        }
+    }
+
     /// How to open the disk.
     pub fn disk_options(&self) -> DiskOptions {
         let sharing = match (&self.staging, self.mode) {
-            (Some(_), Mode::Shared) => Sharing::Shared,
-            (Some(_), Mode::Mirror) => Sharing::Mirrored,
+            (Some(_), None | Some(Mode::Shared)) => Sharing::Shared,
+            (Some(_), Some(Mode::Mirror)) => Sharing::Mirrored,
             (None, _) => Sharing::Alone,
         };
         DiskOptions {
@@ -95,8 +117,6 @@ fn parse_serial(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -113,6 +133,16 @@ mod tests {
         let mirrored = args(&["--staging", "p", "--mode", "mirror"]);
         assert_eq!(mirrored.disk_options().sharing, Sharing::Mirrored);
         assert_eq!(args(&[]).disk_options().sharing, Sharing::Alone);
+    }
+
+    #[test]
+    fn a_mode_without_a_vmm_to_protect_for_is_refused_with_what_to_do() {
+        let told = |mode| {
+            let args = ["vhost-blk-ft", "--socket", "s", "--disk", "d", "--mode", mode];
+            Args::parse_from(args).check().unwrap_err().to_string()
+        };
+        assert!(told("mirror").contains("name the --staging socket"));
+        assert!(told("shared").contains("or leave --mode out"));
     }
 
     #[test]

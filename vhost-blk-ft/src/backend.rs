@@ -52,8 +52,15 @@ pub struct Backend {
 /// Whom this process serves; decided when it starts.
 #[derive(Debug)]
 enum ServiceState {
-    Plain { failures: Failures, broken: bool },
-    Protected(Box<Staging>),
+    Plain {
+        failures: Failures,
+        broken: bool,
+    },
+    Protected {
+        staging: Box<Staging>,
+        /// The front-end was found to be none of ours, and that was said.
+        is_stranger: bool,
+    },
 }
 
 impl Backend {
@@ -75,7 +82,10 @@ impl Backend {
     pub fn protected(disk: Disk, listener: DeviceListener) -> io::Result<Self> {
         Ok(Self {
             disk,
-            service: ServiceState::Protected(Box::new(Staging::new(listener)?)),
+            service: ServiceState::Protected {
+                staging: Box::new(Staging::new(listener)?),
+                is_stranger: false,
+            },
             memory: None,
             exit_fd: Mutex::new(None),
         })
@@ -85,7 +95,7 @@ impl Backend {
     pub fn attach(&self, handler: &VringEpollHandler<SharedBackend>) -> io::Result<()> {
         match &self.service {
             ServiceState::Plain { .. } => Ok(()),
-            ServiceState::Protected(staging) => {
+            ServiceState::Protected { staging, .. } => {
                 handler.register_listener(staging.as_raw_fd(), EventSet::IN, u64::from(STAGING_WAKE))
             }
         }
@@ -94,8 +104,9 @@ impl Backend {
     /// The vhost-user connection is over and its daemon was dropped.
     pub fn disconnected(&mut self) {
         self.memory = None;
-        if let ServiceState::Plain { broken, .. } = &mut self.service {
-            *broken = false;
+        match &mut self.service {
+            ServiceState::Plain { broken, .. } => *broken = false,
+            ServiceState::Protected { is_stranger, .. } => *is_stranger = false,
         }
         let exit_fd = self
             .exit_fd
@@ -111,7 +122,7 @@ impl Backend {
     fn offer(&self) -> Service {
         match self.service {
             ServiceState::Plain { .. } => Service::Plain,
-            ServiceState::Protected(_) => Service::Protected,
+            ServiceState::Protected { .. } => Service::Protected,
         }
     }
 
@@ -123,22 +134,34 @@ impl Backend {
     }
 
     fn on_kick(&mut self, rings: &[Ring]) {
-        // A protected VM's guest kicks its VMM, never us.
-        let ServiceState::Plain { failures, broken } = &mut self.service else {
-            return;
+        let (failures, broken) = match &mut self.service {
+            ServiceState::Plain { failures, broken } => (failures, broken),
+            ServiceState::Protected { staging, is_stranger } => {
+                // A protected VM's guest kicks its VMM, never us.
+                if !staging.has_vmm() && !std::mem::replace(is_stranger, true) {
+                    tracing::warn!(
+                        "A front-end's guest waits for its disk, and no VMM is connected to the staging socket; \
+                         for a front-end other than `lockstep run` start this without --staging"
+                    );
+                }
+                return;
+            }
         };
         let Some(memory) = &self.memory else { return };
         if *broken {
             return;
         }
         if let Err(reason) = plain::serve_rings(rings, &memory.memory(), &mut self.disk, failures) {
-            tracing::warn!(%reason, "The guest or its front-end broke a ring; the disk rests until the driver sets its rings up again");
+            tracing::warn!(
+                error = &reason as &dyn std::error::Error,
+                "The guest or its front-end broke a ring; the disk rests until the driver sets its rings up again"
+            );
             *broken = true;
         }
     }
 
     fn on_staging(&mut self, rings: &[Ring]) {
-        let ServiceState::Protected(staging) = &mut self.service else {
+        let ServiceState::Protected { staging, .. } = &mut self.service else {
             return;
         };
         let memory = self.memory.as_ref().map(GuestAddressSpace::memory);
@@ -191,7 +214,7 @@ impl VhostUserBackendMut for Backend {
 
     fn update_memory(&mut self, memory: AtomicMemory) -> io::Result<()> {
         self.memory = Some(memory);
-        if let ServiceState::Protected(staging) = &self.service {
+        if let ServiceState::Protected { staging, .. } = &self.service {
             staging.wake();
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What a request's answer says: the data that was read, and how the request ended.
 //!
-//! Called by `submit.rs` with the room that `sink.rs` found for the answer. It never decides where an answer goes, and
-//! it never changes the disk.
+//! Called by `submit.rs` and `plain.rs` with the room that `sink.rs` found for the answer. It never decides where an answer
+//! goes, and it never changes the disk.
 
 use std::collections::BTreeSet;
 use std::io;

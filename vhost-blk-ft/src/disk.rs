@@ -1,7 +1,7 @@
 //! The disk itself: a raw file or a block device, opened once, and the system calls on it.
 //!
-//! Used by `complete.rs` (reads), `change.rs` (everything that changes it, one call at a time) and `submit.rs`
-//! (plain writes, flushes). It knows nothing of guests, gates or queues.
+//! Used by `complete.rs` (reads), `change.rs` (everything that changes it, one call at a time), `plain.rs` (writes and
+//! flushes for others) and `submit.rs` and `held.rs` (flushes). It knows nothing of guests, gates or queues.
 //!
 //! A disk that two hosts share is written with O_DIRECT (decided 2026-11-23). A write into the page cache leaves this
 //! host whenever the kernel likes, which may be after the lease is over; and a write that was completed to the guest
@@ -309,7 +309,7 @@ impl Direct {
             }),
             Err(error) => {
                 tracing::warn!(
-                    %error,
+                    error = &error as &dyn std::error::Error,
                     "The disk's file system does not do direct I/O; every write is flushed instead, and a host that \
                      is suspended in the middle of one may still write after its lease"
                 );

@@ -35,6 +35,16 @@ pub enum Work {
     Flush,
 }
 
+impl Work {
+    /// What fails when it fails, for the log.
+    pub fn doing(&self) -> &'static str {
+        match self {
+            Self::Change(_) => "writing",
+            Self::Flush => "flushing",
+        }
+    }
+}
+
 impl Held {
     /// How many bytes of memory it occupies.
     pub fn weight(&self) -> usize {

@@ -1,6 +1,6 @@
 //! What a disk image holds, in few bytes: two hosts that have an image each compare them before they become a pair.
 //!
-//! Asked for by `backend.rs` when a VMM connects, before the guest runs. It only reads. What reads as zeros does not
+//! Asked for by `staging.rs` when a VMM connects, before the guest runs. It only reads. What reads as zeros does not
 //! count, whether it is a hole, was freed or was written: copies of an image are equal however they were made. So a
 //! sparse image costs what it holds and not what it could hold. Measured 2026-11-25 on two busy cores: 100 GiB with 64 MiB
 //! of data 31 ms, 1 GiB of data 1.1 s, both from the page cache.

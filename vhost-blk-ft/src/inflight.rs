@@ -54,13 +54,8 @@ impl Inflight {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.taken.len()
-    }
-
-    /// Is there none?
-    pub fn is_empty(&self) -> bool {
-        self.taken.is_empty()
     }
 }
 
@@ -85,7 +80,7 @@ mod tests {
         assert_eq!(inflight.take(ticket(1, 7)), Ok(()));
         inflight.complete(ticket(0, 7));
         assert_eq!(inflight.take(ticket(0, 7)), Ok(()));
-        assert_eq!(inflight.len(), 2);
+        assert_eq!(inflight.count(), 2);
     }
 
     #[test]
@@ -93,6 +88,6 @@ mod tests {
         let mut inflight = Inflight::default();
         assert_eq!(inflight.take(ticket(9, 0)), Err(Refused::Unknown));
         assert_eq!(inflight.take(ticket(0, 1024)), Err(Refused::Unknown));
-        assert!(inflight.is_empty());
+        assert_eq!(inflight.count(), 0);
     }
 }

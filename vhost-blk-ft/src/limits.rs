@@ -30,8 +30,8 @@ pub const RANGES_MAX: u32 = 16;
 /// Sectors of one discarded range (1 GiB): one system call that only touches metadata.
 pub const DISCARD_SECTORS_MAX: u32 = 1 << 21;
 
-/// Sectors of one zeroed range (16 MiB): where storage cannot do it by itself the zeros are written out, and
-/// other requests wait meanwhile.
+/// Sectors of one zeroed range (16 MiB), and of one that is discarded on a mirrored disk: where storage cannot do it by
+/// itself the zeros are written out, and other requests wait meanwhile. A backup's VMM gives up after 30 s of that.
 pub const ZERO_SECTORS_MAX: u32 = 1 << 15;
 
 /// Bytes of zeros written by one system call, so that leave to write is asked for often enough.

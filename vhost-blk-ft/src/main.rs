@@ -4,13 +4,12 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vhost_blk_ft::args::Args;
 use vhost_blk_ft::serve;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -95,7 +95,11 @@ pub fn config(disk: &Disk) -> Vec<u8> {
         writeback: 0,
         unused: 0,
         num_queues: QUEUES as u16,
-        max_discard_sectors: DISCARD_SECTORS_MAX,
+        // What is discarded on a mirrored disk is zeroed.
+        max_discard_sectors: match disk.is_mirrored() {
+            true => ZERO_SECTORS_MAX,
+            false => DISCARD_SECTORS_MAX,
+        },
         max_discard_seg: RANGES_MAX,
         discard_sector_alignment: sectors_per_block,
         max_write_zeroes_sectors: ZERO_SECTORS_MAX,

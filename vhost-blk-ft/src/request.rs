@@ -72,6 +72,21 @@ pub enum Command {
     Refuse(Status),
 }
 
+impl Command {
+    /// The same for a disk that two hosts have an image of each. Storage may take a discard for mere advice, and the images
+    /// would differ afterwards: so it is a write-zeroes, and no range is longer than those may be.
+    pub fn mirrored(self) -> Self {
+        const BYTES_MAX: u64 = ZERO_SECTORS_MAX as u64 * SECTOR;
+        match self {
+            Self::Discard(extents) if extents.iter().any(|extent| extent.bytes > BYTES_MAX) => {
+                Self::Refuse(Status::IoError)
+            }
+            Self::Discard(extents) => Self::WriteZeroes { extents, unmap: true },
+            other => other,
+        }
+    }
+}
+
 /// Where the answer goes: data, then the status as the very last byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {

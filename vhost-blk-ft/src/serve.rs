@@ -67,12 +67,13 @@ fn serve_one(backend: &SharedBackend, listener: &mut Listener) -> anyhow::Result
             .attach(&handler)
             .context("Cannot watch the staging socket")?;
     }
-    let ended = daemon.start(listener).and_then(|()| {
-        tracing::info!("A front-end has connected");
-        daemon.wait()
-    });
-    match ended {
+    daemon
+        .start(listener)
+        .map_err(|error| anyhow::anyhow!("Cannot take in a front-end: {error}"))?;
+    tracing::info!("A front-end has connected");
+    match daemon.wait() {
         Ok(()) => tracing::info!("The front-end is gone"),
+        // Leaving and misbehaving look alike here, and both end no more than the connection.
         Err(reason) => tracing::info!(%reason, "The front-end is gone"),
     }
     drop(daemon);

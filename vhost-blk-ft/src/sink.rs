@@ -1,7 +1,8 @@
 //! Where a completion goes: into the staging ring for our VMM to apply (protected), or straight into guest memory and
 //! the used ring (plain).
 //!
-//! Called by `submit.rs`. In a protected VM nothing here, nor anywhere in this process, writes guest memory.
+//! Called by `submit.rs` (protected) and `plain.rs` (plain). In a protected VM nothing here, nor anywhere in this
+//! process, writes guest memory.
 
 use lockstep_protocol::{Head, QueueIndex};
 use lockstep_staging::{DeviceEnd, Mirrored, StageError};

@@ -3,6 +3,7 @@
 //! Owned by `backend.rs`, whose worker thread asks to look and to work. Its descriptors lie in an epoll set of their own, so a
 //! session outlives a vhost-user connection. What the work is, is decided in `submit.rs`.
 
+use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
@@ -61,9 +62,17 @@ impl Staging {
             return;
         };
         if let Err(reason) = session.run(disk, memory, rings) {
-            tracing::error!(%reason, "The VMM broke the staging rules and was disconnected");
+            tracing::error!(
+                error = &reason as &dyn Error,
+                "The VMM broke the staging rules and was disconnected"
+            );
             self.end_session();
         }
+    }
+
+    /// Is somebody here whose guest this disk is for?
+    pub(crate) fn has_vmm(&self) -> bool {
+        self.session.is_some()
     }
 
     /// The memory came: orders that came before it wait for it.
@@ -110,7 +119,10 @@ impl Staging {
     }
 
     fn end_session(&mut self) {
-        if let Some(Session { submit, .. }) = self.session.take() {
+        if let Some(Session { submit, end }) = self.session.take() {
+            // The VMM has the same doorbell, so that closing ours alone would leave it watched and never drained.
+            unwatch(&self.epoll, end.doorbell().as_raw_fd());
+            unwatch(&self.epoll, end.socket().as_raw_fd());
             let (in_flight, held) = submit.counts();
             tracing::info!(
                 in_flight,
@@ -131,7 +143,12 @@ impl Staging {
                 self.begin_session(end);
             }
             Ok(None) => {}
-            Err(reason) => tracing::warn!(%reason, "A connector did not become our VMM"),
+            Err(reason) => {
+                tracing::warn!(
+                    error = &reason as &dyn Error,
+                    "A connector did not become our VMM"
+                );
+            }
         }
     }
 
@@ -204,4 +221,61 @@ fn watch(epoll: &Epoll, fd: RawFd, wake: StagingWake) -> io::Result<()> {
         fd,
         EpollEvent::new(EventSet::IN, wake as u64),
     )
+}
+
+/// One that was not watched is no matter.
+fn unwatch(epoll: &Epoll, fd: RawFd) {
+    let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use lockstep_staging::VmmEnd;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::disk::{DiskOptions, Sharing};
+
+    fn disk(folder: &TempDir) -> Disk {
+        let path = folder.path().join("disk.img");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let options = DiskOptions {
+            path,
+            read_only: false,
+            sharing: Sharing::Shared,
+            serial: String::new(),
+        };
+        Disk::open(&options).unwrap()
+    }
+
+    #[test]
+    fn a_doorbell_that_a_vmm_rings_after_its_session_wakes_nobody() {
+        let folder = TempDir::new().unwrap();
+        let mut disk = disk(&folder);
+        let path = folder.path().join("staging.sock");
+        let mut staging = Staging::new(DeviceListener::bind(&path).unwrap()).unwrap();
+        let facts = VmmFacts {
+            kind: DeviceKind::Blk,
+            compares_images: false,
+            release: "test".to_owned(),
+        };
+        let vmm = std::thread::spawn(move || VmmEnd::connect(&path, &facts, Duration::from_secs(20)));
+        assert_eq!(
+            staging.epoll.wait(20_000, &mut [EpollEvent::default()]).unwrap(),
+            1
+        );
+        staging.serve(&mut disk, None, &[]);
+        let session = staging.session.as_ref().unwrap();
+        // What the VMM has of it.
+        let doorbell = session.end.doorbell().as_fd().try_clone_to_owned().unwrap();
+
+        drop(vmm.join().unwrap().unwrap());
+        staging.serve(&mut disk, None, &[]);
+        assert!(!staging.has_vmm());
+        rustix::io::write(&doorbell, &1_u64.to_ne_bytes()).unwrap();
+        assert_eq!(staging.epoll.wait(0, &mut [EpollEvent::default()]).unwrap(), 0);
+    }
 }

@@ -1,6 +1,6 @@
 //! From an order to the disk: the requests of a protected VM, which are held until they may be issued.
 //!
-//! Called by `backend.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and
+//! Called by `staging.rs` on each wake-up; `plain.rs` is its counterpart for any other front-end. Reads are inputs and
 //! are answered at once; whatever changes a shared disk is an output and waits in the outbox. `may_issue` is asked right
 //! before every system call that changes a shared disk, and nowhere else is that decided (`held.rs`).
 //!
@@ -97,7 +97,7 @@ impl Submit {
     /// How many requests are in flight, and how many of them are held outputs.
     pub fn counts(&self) -> (usize, usize) {
         (
-            self.inflight.len(),
+            self.inflight.count(),
             self.held.len() + usize::from(self.issuing.is_some()),
         )
     }
@@ -196,10 +196,6 @@ impl Submit {
                     }
                 }
             }
-            // Storage may take a discard for mere advice, and two images would differ afterwards.
-            Command::Discard(extents) if disk.is_mirrored() => {
-                Work::Change(Change::write_zeroes(extents, true))
-            }
             Command::Discard(extents) => Work::Change(Change::discard(extents)),
             Command::WriteZeroes { extents, unmap } => Work::Change(Change::write_zeroes(extents, unmap)),
             Command::Flush => return self.flush(end, disk, ticket, reply),
@@ -242,7 +238,7 @@ impl Submit {
             return Ok(Took::NoRoom);
         }
         let outcome = disk.flush();
-        self.finish(end, disk, ticket, &reply, outcome)?;
+        self.finish(end, disk, ticket, &reply, Work::Flush.doing(), outcome)?;
         Ok(Took::It)
     }
 
@@ -290,7 +286,7 @@ impl Submit {
                 self.issuing = Some(held);
                 return Ok(any);
             };
-            self.finish(end, disk, held.ticket, &held.reply, outcome)?;
+            self.finish(end, disk, held.ticket, &held.reply, held.work.doing(), outcome)?;
             // What changes on an image of one's own leaves nowhere.
             if !disk.is_mirrored() {
                 end.count_released(1);
@@ -314,6 +310,7 @@ impl Submit {
         disk: &mut Disk,
         ticket: Ticket,
         reply: &Reply,
+        doing: &'static str,
         outcome: io::Result<()>,
     ) -> Result<(), StageError> {
         if outcome.is_err() {
@@ -327,7 +324,7 @@ impl Submit {
             Ok(()) => Mirrored::Done,
             Err(error) => Mirrored::Failed(error.to_string()),
         };
-        let status = self.failures.status_of("writing", outcome);
+        let status = self.failures.status_of(doing, outcome);
         if self.mode == Mode::Quiet {
             sink::stage_mirrored(end, ticket, &mirrored)?;
         } else {
@@ -386,5 +383,10 @@ fn read_request(memory: &Memory, rings: &[Ring], order: &Order, disk: &Disk) -> 
         .get(usize::from(order.queue.get()))
         .map_or(nowhere, table_of);
     let chain = Chain::read(memory, table, order.head)?;
-    Request::parse(memory, chain, &bounds(disk, TRANSFER_MAX))
+    let Request { command, reply } = Request::parse(memory, chain, &bounds(disk, TRANSFER_MAX))?;
+    let command = match disk.is_mirrored() {
+        true => command.mirrored(),
+        false => command,
+    };
+    Ok(Request { command, reply })
 }

@@ -8,8 +8,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use lockstep_staging::{ImageDigest, Mirrored, Mode};
+use tempfile::TempDir;
 use vhost_blk_ft::disk::{Disk, DiskOptions, Sharing};
-use world::vmm::{Vmm, staging_and_ask};
+use world::vmm::{Vmm, staging_and_ask, staging_in_turn};
 use world::{DISCARD, Device, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, command, complaint};
 
 const MIRROR: [&str; 2] = ["--mode", "mirror"];
@@ -41,7 +42,7 @@ fn range(sector: u64, sectors: u32) -> Vec<u8> {
 }
 
 fn image(device: &Device) -> Option<ImageDigest> {
-    let (_end, facts) = staging_and_ask(device.folder.path(), true).unwrap();
+    let (_end, facts) = staging_in_turn(device.folder.path(), true);
     facts.image
 }
 
@@ -111,6 +112,26 @@ fn a_discard_leaves_zeros_on_both_hosts() {
     assert_eq!(backup.hear(), (discard, Mirrored::Done));
     assert_eq!(a.on_disk(3, 1536), [vec![0; 1024], vec![5; 512]].concat());
     assert_eq!(a.on_disk(0, 1 << 20), b.on_disk(0, 1 << 20));
+}
+
+#[test]
+fn a_discard_that_zeros_would_take_too_long_for_is_not_offered_and_refused() {
+    let folder = TempDir::new().unwrap();
+    let image = File::create(folder.path().join("disk.img")).unwrap();
+    image.set_len(64 << 20).unwrap();
+    let device = Device::start_in(folder, true, &MIRROR);
+    let mut vmm = Vmm::connect(&device);
+    vmm.gate.set_mode(Mode::Live);
+    let config = |at: usize| u32::from_le_bytes(vmm.facts.config[at..at + 4].try_into().unwrap());
+    let (discard_max, zeroes_max) = (config(36), config(48));
+    assert_eq!(discard_max, zeroes_max);
+
+    let offered = vmm.guest.request(0, DISCARD, 0, &range(0, discard_max), 0);
+    vmm.order(offered, 0);
+    assert_eq!(vmm.completion(), (offered, vec![0]));
+    let longer = vmm.guest.request(1, DISCARD, 0, &range(0, discard_max + 1), 0);
+    vmm.order(longer, 0);
+    assert_eq!(vmm.completion(), (longer, vec![1]));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use vhost::VhostBackend;
 use vm_memory::{Address, Bytes, GuestAddress};
 use world::{
     DISCARD, Device, FLUSH, GET_ID, Guest, IN, MEMORY, OUT, QUEUE_SIZE, SECTORS, WRITE_ZEROES, command,
-    complaint, config,
+    complaint, config, eventually,
 };
 
 fn plain(more: &[&str]) -> (Device, vhost::vhost_user::Frontend, Guest) {
@@ -128,6 +128,17 @@ fn a_process_for_one_front_end_leaves_with_it() {
 }
 
 #[test]
+fn a_process_that_cannot_take_in_its_front_end_does_not_pretend_that_it_did() {
+    let mut device = Device::start(false, &["--once"]);
+    eventually("the process to be ready", || device.has_a_worker().then_some(()));
+    device.take_its_descriptors();
+    let _front_end = device.front_end();
+    assert!(!device.wait_for_exit().success());
+    let said = device.said("vhost-blk-ft: ");
+    assert!(said[0].contains("Cannot take in a front-end"), "{said:?}");
+}
+
+#[test]
 fn a_guest_that_offers_more_than_its_ring_holds_keeps_the_process_from_nothing() {
     let (mut device, front_end, guest) = plain(&["--once"]);
     guest.claim_offered(QUEUE_SIZE + 1);
@@ -195,6 +206,7 @@ fn a_process_that_cannot_begin_says_why_in_one_sentence() {
         b"precious"
     );
     assert!(other(&["--serial", "much-too-long-for-a-serial"]).contains("at most 20 bytes"));
+    assert!(other(&["--mode", "mirror"]).contains("name the --staging socket"));
     assert!(!socket.exists());
 }
 

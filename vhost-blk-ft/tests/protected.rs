@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use lockstep_protocol::{Instant, LogOffset};
 use lockstep_staging::{Mode, boottime};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use vhost::vhost_user::Frontend;
 use world::vmm::{Vmm, staging};
-use world::{Device, FLUSH, GET_ID, HEADS, IN, OUT, PATIENCE, eventually};
+use world::{Device, FLUSH, GET_ID, Guest, HEADS, IN, OUT, PATIENCE, eventually};
 
 #[test]
 fn a_read_is_answered_at_once_and_guest_memory_stays_as_it_was() {
@@ -240,6 +241,37 @@ fn the_vmm_learns_the_disk_and_a_second_vmm_is_sent_away() {
     );
     let refused = staging(device.folder.path()).unwrap_err();
     assert!(refused.to_string().contains("has a VMM already"), "{refused}");
+}
+
+#[test]
+fn a_front_end_without_a_vmm_waits_and_the_log_says_once_what_to_do() {
+    let device = Device::start(true, &[]);
+    let mut front_end = device.front_end();
+    let mut guest = Guest::new();
+    guest.attach(&mut front_end, true);
+    let first = guest.request(0, IN, 5, &[], 512);
+    guest.offer(first);
+    let line = eventually("a line about it", || device.said("waits for its disk").pop());
+    assert!(line.contains("start this without --staging"), "{line}");
+
+    // When the last of these kicks is heard, the first was dealt with.
+    guest.claim_offered(2);
+    guest.claim_offered(3);
+    assert_eq!(device.said("waits for its disk").len(), 1);
+    assert_eq!(guest.used_index(), 0);
+}
+
+#[test]
+fn a_connector_that_never_becomes_a_vmm_leaves_a_line_with_the_cause() {
+    let device = Device::start(true, &[]);
+    let stranger = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let place = SocketAddrUnix::new(device.path("staging.sock")).unwrap();
+    eventually("the staging socket", || connect(&stranger, &place).ok());
+    drop(stranger);
+    let line = eventually("a line about it", || {
+        device.said("did not complete the set-up").pop()
+    });
+    assert!(line.contains("unexpected end of file"), "{line}");
 }
 
 #[test]

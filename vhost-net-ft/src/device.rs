@@ -3,6 +3,7 @@
 //! Owned by `backend.rs` behind one lock; one worker thread runs it. It outlives front-ends and VMMs. Whatever a guest,
 //! a front-end or a VMM does wrong ends here in a broken queue or an ended session, never in an error of the worker.
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 
@@ -13,10 +14,11 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
-use crate::frame::Mac;
+use crate::frame::{HEADER, Mac, header_of};
 use crate::limits::QUEUES;
 use crate::queue::{AtomicMemory, BrokenQueue, PlainQueue, Ring, descriptor_table};
 use crate::rx::{Burst, Rx};
+use crate::sentence::sentence;
 use crate::session::{Chains, Session, Settled};
 use crate::sink::Sink;
 use crate::tap::{OpenError, Tap};
@@ -50,7 +52,8 @@ pub struct Device {
     facts: DeviceFacts,
     mac: Option<Mac>,
     memory: Option<AtomicMemory>,
-    acked: u64,
+    /// What the driver can do; missing until it says so.
+    acked: Option<u64>,
     sink: Sink,
     rx: Rx,
     tx: Tx,
@@ -84,7 +87,7 @@ impl Device {
             facts,
             mac,
             memory: None,
-            acked: 0,
+            acked: None,
             sink: Sink::Plain,
             rx: Rx::default(),
             tx: Tx::default(),
@@ -106,31 +109,48 @@ impl Device {
     pub fn forget_front_end(&mut self) {
         self.memory = None;
         self.reset();
+    }
+
+    /// A front-end is here. If a VMM was and is gone, it is an ordinary one. A tap that was given up, as it broke or as
+    /// another host was live, is taken again for it.
+    pub fn meet_front_end(&mut self) {
+        // A VMM may have left just before, and nobody has looked since.
+        self.hear_hangup();
         if matches!(self.sink, Sink::Over) {
             self.sink = Sink::Plain;
         }
-    }
-
-    /// A front-end is here. A tap that was given up, as it broke or as another host was live, is taken again for it.
-    pub fn meet_front_end(&mut self) {
         if matches!(self.sink, Sink::Plain)
             && let Err(error) = self.reopen_tap()
         {
-            tracing::error!(%error, "The tap cannot be had again; the guest is without a network until the next connection");
+            tracing::error!(
+                error = &error as &dyn Error,
+                "The tap cannot be had again; the guest is without a network until the next connection"
+            );
         }
     }
 
     /// The driver starts over.
     pub fn reset(&mut self) {
         self.broken = [false; QUEUES];
-        self.set_acked_features(0);
+        self.acked = None;
+        self.suit_driver();
     }
 
     /// What the driver can do.
     pub fn set_acked_features(&mut self, acked: u64) {
-        self.acked = acked;
-        self.rx.reset(acked & 1 << VIRTIO_NET_F_MRG_RXBUF != 0);
-        self.apply_offloads();
+        self.acked = Some(acked);
+        self.suit_driver();
+    }
+
+    fn suit_driver(&mut self) {
+        let mergeable = self.acked.unwrap_or(0) & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        self.rx.reset(mergeable, self.header());
+        self.set_up_tap();
+    }
+
+    /// Bytes of the header before each frame.
+    fn header(&self) -> usize {
+        self.acked.map_or(HEADER, header_of)
     }
 
     /// The front-end shared other memory.
@@ -201,7 +221,7 @@ impl Device {
         let burst = match &mut self.sink {
             Sink::Protected(session) => match session.receive(&mut self.rx, tap) {
                 Ok(burst) => burst,
-                Err(error) => return self.end_session(&error.to_string()),
+                Err(error) => return self.end_session(&sentence(&error)),
             },
             Sink::Plain => self.deliver(rings),
             Sink::Over => Burst::NoRoom,
@@ -247,7 +267,7 @@ impl Device {
                 self.sink = Sink::Protected(Box::new(session));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!("{error}"),
+            Err(error) => tracing::warn!(error = &error as &dyn Error, "A connector did not become our VMM"),
         }
     }
 
@@ -259,7 +279,7 @@ impl Device {
             Sink::Plain if rings.iter().any(runs) => Some(
                 "A front-end runs this device; connect to staging before its queues are started".to_owned(),
             ),
-            Sink::Plain | Sink::Over => self.reopen_tap().err().map(|error| error.to_string()),
+            Sink::Plain | Sink::Over => self.reopen_tap().err().map(|error| sentence(&error)),
         }
     }
 
@@ -308,7 +328,7 @@ impl Device {
             Ok(Settled::Sleeps) => {}
             Ok(Settled::Busy) => self.again.ring(),
             Err(error) => {
-                let reason = error.to_string();
+                let reason = sentence(&error);
                 drop(memory);
                 return self.end_session(&reason);
             }
@@ -347,19 +367,28 @@ impl Device {
         if self.tap.is_none() {
             self.tap = Some(Tap::open(&self.tap_name)?);
             self.tap_watched = false;
-            self.apply_offloads();
+            self.set_up_tap();
         }
         Ok(())
     }
 
-    fn apply_offloads(&self) {
-        if let Some(Err(error)) = self.tap.as_ref().map(|tap| tap.set_offloads(self.acked)) {
-            tracing::error!(%error, "The tap refuses offloads that it offered");
+    fn set_up_tap(&self) {
+        let Some(tap) = &self.tap else { return };
+        let offloads = self.acked.unwrap_or(0);
+        let set = tap
+            .set_header(self.header())
+            .and_then(|()| tap.set_offloads(offloads));
+        if let Err(error) = set {
+            tracing::error!(%error, "The tap refuses a header or offloads that it offered");
         }
     }
 }
 
 fn mark_broken(broken: &mut bool, queue: &str, error: &BrokenQueue) {
-    tracing::error!(%error, queue, "A queue is broken; it rests until the driver sets it up again");
+    tracing::error!(
+        error = error as &dyn Error,
+        queue,
+        "A queue is broken; it rests until the driver sets it up again"
+    );
     *broken = true;
 }

@@ -8,12 +8,17 @@ use std::str::FromStr;
 use lockstep_staging::chain::Chain;
 use lockstep_staging::limits::FRAME_BYTES_MAX;
 use thiserror::Error;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::{Bytes, GuestMemory};
 
 use crate::limits::{POOL_FRAME_BYTES, POOL_FRAMES};
 
 /// Bytes of `struct virtio_net_hdr_v1`, which comes before every frame on either side.
 pub const HEADER: usize = 12;
+
+/// The same for a driver of the time before version 1 that merges no buffers: it has no count of them.
+pub const LEGACY_HEADER: usize = 10;
 
 /// Where in the header the count of buffers lies.
 pub const NUM_BUFFERS: usize = 10;
@@ -35,9 +40,19 @@ pub enum BadFrame {
     NoMemory,
 }
 
+/// How long the header is that a driver with these features puts before its frames and expects before ours.
+pub fn header_of(acked: u64) -> usize {
+    const WITH_COUNT: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
+    if acked & WITH_COUNT == 0 {
+        LEGACY_HEADER
+    } else {
+        HEADER
+    }
+}
+
 /// Whether so many bytes, header included, may be a frame.
 pub fn is_frame_length(length: usize) -> bool {
-    (HEADER + ETHERNET_HEADER..=FRAME_BYTES_MAX).contains(&length)
+    (LEGACY_HEADER + ETHERNET_HEADER..=FRAME_BYTES_MAX).contains(&length)
 }
 
 /// Copies the frame of a transmitted chain, header first, into `frame`; what was in there is replaced.
@@ -190,6 +205,13 @@ mod tests {
         assert_eq!(wire[20..22], [0, 3]);
         assert_eq!(wire[22..28], wire[6..12]);
         assert_eq!(wire[32..38], wire[6..12]);
+    }
+
+    #[test]
+    fn only_a_driver_of_the_time_before_version_1_that_merges_no_buffers_has_the_short_header() {
+        assert_eq!(header_of(0), LEGACY_HEADER);
+        assert_eq!(header_of(1 << VIRTIO_F_VERSION_1), HEADER);
+        assert_eq!(header_of(1 << VIRTIO_NET_F_MRG_RXBUF), HEADER);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! QEMU (seen with 7.2) enables a network device's rings before it sets the features, and without the feature bit that
 //! SET_VRING_ENABLE belongs to it does not start the device at all. The vhost crate (0.18) ends a connection over such
-//! an early message. So it is kept here and handed on right behind the first SET_FEATURES. Everything else passes as it
-//! is, descriptors included. Called by `serve.rs`, once for each front-end; it carries set-up messages only and never
-//! sees a frame.
+//! an early message. So it is kept here and handed on right behind the next SET_FEATURES. That is so again after each
+//! reset, which makes the daemon forget the features: QEMU from 9.1 on asks for one whenever the guest restarts.
+//! Everything else passes as it is, descriptors included. Called by `serve.rs`, once for each front-end; it carries
+//! set-up messages only and never sees a frame.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -24,7 +25,9 @@ use rustix::net::{
 use crate::limits::{MESSAGE_BYTES_MAX, MESSAGE_DESCRIPTORS_MAX, QUEUES};
 
 const SET_FEATURES: u32 = 2;
+const RESET_OWNER: u32 = 4;
 const SET_VRING_ENABLE: u32 = 18;
+const RESET_DEVICE: u32 = 34;
 const HEADER_BYTES: usize = 12;
 /// Version 1, and "this is a reply".
 const REPLY: u32 = 0b101;
@@ -130,13 +133,26 @@ impl<'a> Relay<'a> {
                 continue;
             }
             send(self.daemon, &message, &descriptors)?;
-            if request == SET_FEATURES {
-                self.features_set = true;
-                for kept in std::mem::take(&mut self.early).values() {
-                    send(self.daemon, kept, &[])?;
-                }
+            match request {
+                SET_FEATURES => self.hand_on()?,
+                RESET_OWNER | RESET_DEVICE => self.start_over(),
+                _ => {}
             }
         }
+    }
+
+    /// The daemon knows the features now: it takes what came too early.
+    fn hand_on(&mut self) -> io::Result<()> {
+        self.features_set = true;
+        std::mem::take(&mut self.early)
+            .values()
+            .try_for_each(|kept| send(self.daemon, kept, &[]))
+    }
+
+    /// The daemon has forgotten the features; and a reset stops every ring, so what was kept before means nothing now.
+    fn start_over(&mut self) {
+        self.features_set = false;
+        self.early.clear();
     }
 
     /// Keeps an early message for later; nobody waits for its answer any more then.
@@ -262,6 +278,25 @@ mod tests {
             [features, enable(0, 1, 1), enable(1, 1, 1), enable(0, 1, 0)].concat()
         );
         assert_eq!(back, b"");
+    }
+
+    #[test]
+    fn rings_enabled_after_a_reset_wait_for_the_features_to_be_set_again() {
+        let features = message(SET_FEATURES, 1, &[2; 8]);
+        for request in [RESET_DEVICE, RESET_OWNER] {
+            let reset = message(request, 1, &[]);
+            let before = [features.clone(), enable(0, 1, 1), reset].concat();
+            let enabled = [enable(0, 1, 1), enable(1, 1, 1)].concat();
+            let (got, _) = relayed(&[before.clone(), enabled.clone(), features.clone()]);
+            assert_eq!(got, [before, features.clone(), enabled].concat());
+        }
+    }
+
+    #[test]
+    fn what_was_said_of_a_ring_before_a_reset_is_forgotten() {
+        let (features, reset) = (message(SET_FEATURES, 1, &[2; 8]), message(RESET_DEVICE, 1, &[]));
+        let (got, _) = relayed(&[enable(0, 1, 1), reset.clone(), features.clone()]);
+        assert_eq!(got, [reset, features].concat());
     }
 
     #[test]

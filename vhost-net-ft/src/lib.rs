@@ -6,7 +6,7 @@
 //!
 //! Read in this order: `wakes` (why we wake), `device` (what each wake-up does), `rx` and `tx` (frames), `session` (one
 //! protected VM), `sink` and `queue` (who completes), then the edges: `backend`, `serve`, `front_door`,
-//! `tap`, `frame`, `args`.
+//! `tap`, `frame`, `args`, `sentence`.
 //!
 //! A frame of a protected VM leaves only through `tx::HeldFrames::release`, and no file here writes a protected guest's
 //! memory. `unsafe` is allowed in `tap` alone.
@@ -22,6 +22,7 @@ pub mod front_door;
 pub mod limits;
 pub mod queue;
 pub mod rx;
+pub mod sentence;
 pub mod serve;
 pub mod session;
 pub mod sink;

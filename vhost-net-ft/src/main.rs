@@ -1,13 +1,13 @@
 //! The process: reads the command line, sets up logs, serves, and says in one sentence why it could not.
 #![forbid(unsafe_code)]
 
-use std::error::Error;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vhost_net_ft::args::Args;
+use vhost_net_ft::sentence::sentence;
 use vhost_net_ft::serve::serve;
 
 fn main() -> ExitCode {
@@ -36,15 +36,4 @@ fn die_whole() {
         report(panic);
         std::process::abort();
     }));
-}
-
-/// An error and its causes in one line.
-fn sentence(error: &dyn Error) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        said = format!("{said}: {error}");
-        cause = error.source();
-    }
-    said
 }

@@ -38,6 +38,8 @@ pub struct Rx {
     waiting: Option<usize>,
     /// One frame may be spread over several buffers.
     mergeable: bool,
+    /// Bytes of the header that the driver expects.
+    header: usize,
 }
 
 /// What became of one frame.
@@ -61,15 +63,17 @@ impl Default for Rx {
             frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
             waiting: None,
             mergeable: false,
+            header: HEADER,
         }
     }
 }
 
 impl Rx {
-    /// Starts over for a driver that did or did not take mergeable buffers.
-    pub fn reset(&mut self, mergeable: bool) {
+    /// Starts over for a driver that did or did not take mergeable buffers, and whose header is so long.
+    pub fn reset(&mut self, mergeable: bool, header: usize) {
         self.waiting = None;
         self.mergeable = mergeable;
+        self.header = header;
     }
 
     /// Reads frames straight into the staging ring.
@@ -167,7 +171,7 @@ impl Rx {
             };
             taken += 1;
             match queue.chain(head) {
-                Ok(chain) if chain.readable.is_empty() && space(&chain.writable) >= HEADER => {
+                Ok(chain) if chain.readable.is_empty() && space(&chain.writable) >= self.header => {
                     room += space(&chain.writable);
                     buffers.push((head, chain.writable));
                 }
@@ -182,7 +186,10 @@ impl Rx {
             }
         }
         let count = u16::try_from(buffers.len()).expect("a queue has at most 32768 buffers");
-        self.frame[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
+        // Where a short header ends the frame begins.
+        if self.header == HEADER {
+            self.frame[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
+        }
         let done = scatter(&self.frame[..length], &buffers, queue)?;
         queue.complete(&done)?;
         Ok(Delivery::Delivered)

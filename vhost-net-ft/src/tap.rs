@@ -1,4 +1,5 @@
-//! The tap: the end of the wire that faces the outside, frames with a 12-byte virtio header both ways.
+//! The tap: the end of the wire that faces the outside, frames with a virtio header both ways, of 12 bytes unless a driver
+//! is older.
 //!
 //! Opened by `main`, read by `rx.rs`, written by `tx.rs`. The only file of this crate with `unsafe`: three ioctls that
 //! no safe wrapper offers. It never holds, delays or judges a frame.
@@ -86,7 +87,7 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(OpenError::Driver)?;
         attach(&file, name, request)?;
-        set_header_size(&file).map_err(|source| OpenError::NoHeaders {
+        set_header_size(&file, HEADER).map_err(|source| OpenError::NoHeaders {
             name: name.to_owned(),
             source,
         })?;
@@ -112,6 +113,11 @@ impl Tap {
     /// Lets the kernel leave to the guest what the guest said that it can do, and nothing else.
     pub fn set_offloads(&self, acked: u64) -> io::Result<()> {
         set_offloads(&self.file, acked & self.receive_offloads)
+    }
+
+    /// From now on each frame has a header of so many bytes before it, both ways.
+    pub fn set_header(&self, bytes: usize) -> io::Result<()> {
+        set_header_size(&self.file, bytes)
     }
 
     /// Reads the next frame, header first; "would block" when there is none.
@@ -238,8 +244,8 @@ fn set_interface(file: &File, request: &ifreq) -> io::Result<()> {
     check(outcome)
 }
 
-fn set_header_size(file: &File) -> io::Result<()> {
-    let size: c_int = HEADER as c_int;
+fn set_header_size(file: &File, bytes: usize) -> io::Result<()> {
+    let size = bytes as c_int;
     let place: *const c_int = &raw const size;
     // SAFETY: the descriptor is open for as long as `file` is borrowed, and TUNSETVNETHDRSZ reads one int at its
     // argument, which points to one that lives until the call returns.

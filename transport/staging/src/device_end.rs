@@ -247,11 +247,6 @@ impl DeviceEnd {
         changes::note(&self.memory, block);
     }
 
-    /// The gate, for another thread of this process.
-    pub fn gate_reader(&self) -> GateReader {
-        self.gate.clone()
-    }
-
     /// Tells the VMM what the oldest held output waits for and how many are held. Call after each change.
     pub fn publish_waiting(&mut self, waiting_for: Option<LogOffset>, held: usize) {
         self.waiting_for = waiting_for;
@@ -275,9 +270,9 @@ impl DeviceEnd {
 
     /// Says that this end is about to sleep. `false`: do not, there is something to do.
     ///
-    /// Something to do is: an order, if this end `takes_orders` at all just now (a full outbox takes none); room after a `Full`; another mode than `mode` said last; or a gate that changed
-    /// since `gate` was asked last and whose acks cover what we wait for. Call `publish_waiting` before. The VMM is told of
-    /// what was staged.
+    /// Something to do is: an order, if this end `takes_orders` at all just now (a full outbox takes none); room after a
+    /// `Full`; another mode than `mode` said last; or a gate that changed since `gate` was asked last and whose acks cover
+    /// what we wait for. Call `publish_waiting` before. The VMM is told of what was staged.
     pub fn prepare_sleep(&mut self, takes_orders: bool) -> bool {
         self.tell();
         let sleeps = self.memory.flag(word::DEVICE_SLEEPS);

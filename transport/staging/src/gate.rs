@@ -1,6 +1,6 @@
 //! The gate: how the VMM tells a device process, at any moment and without a message, which outputs may leave.
 //!
-//! The VMM's driver thread writes through [`GateWriter`]; the device process reads through [`GateReader`] at the last
+//! The VMM's driver thread writes through [`GateWriter`]; the device process reads through its end at the last
 //! moment before an output leaves. This file carries the facts; the rule that is made of them is `Outbox` in the
 //! protocol crate. The doorbell is rung only when the device sleeps and the change lets something out.
 
@@ -146,9 +146,9 @@ impl GateWriter {
     }
 }
 
-/// The device process's side; cloned into whichever thread lets outputs go.
-#[derive(Clone, Debug)]
-pub struct GateReader {
+/// The device process's side.
+#[derive(Debug)]
+pub(crate) struct GateReader {
     memory: Arc<SharedMemory>,
 }
 
@@ -158,7 +158,7 @@ impl GateReader {
     }
 
     /// What `Outbox::poll_release` wants to know. A gate that is not [`Mode::Live`] has no lease.
-    pub fn gate(&self) -> Gate {
+    pub(crate) fn gate(&self) -> Gate {
         let gate = read_gate(&self.memory);
         match self.mode() {
             Mode::Live => gate,
@@ -170,7 +170,7 @@ impl GateReader {
     }
 
     /// What the VMM wants of this process.
-    pub fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         read_mode(&self.memory)
     }
 }

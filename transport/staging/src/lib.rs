@@ -43,7 +43,7 @@ pub mod vmm_end;
 pub use changes::{ChangesReader, PairingId};
 pub use device_end::{DeviceEnd, StageError};
 pub use doorbell::Doorbell;
-pub use gate::{GateReader, GateSnapshot, GateWriter, Mode, boottime};
+pub use gate::{GateSnapshot, GateWriter, Mode, boottime};
 pub use listener::{AcceptError, DeviceListener};
 pub use memory::MemoryError;
 pub use message::{DeviceFacts, DeviceKind, ImageDigest, Order, Staged, VmmFacts};

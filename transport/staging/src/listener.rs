@@ -3,6 +3,7 @@
 //! Owned by the device's worker thread. One VMM at a time; whoever else connects is refused with a reason. It maps
 //! nothing that was not checked, and it never waits for a connector for longer than half a second.
 
+use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -165,7 +166,10 @@ fn open(
                 given.len()
             )
         })?;
-    let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| error.to_string())?;
+    let memory = SharedMemory::open(memory, request.sizes()).map_err(|error| match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })?;
     Ok(Opened {
         memory,
         doorbells: [device_doorbell, vmm_doorbell].map(Doorbell::from_fd),

@@ -177,11 +177,6 @@ impl VmmEnd {
         self.completions.has_entries() || self.frames.has_entries()
     }
 
-    /// Whether frames wait, apart from completions.
-    pub fn has_frames(&self) -> bool {
-        self.frames.has_entries()
-    }
-
     /// Hands a head over; call [`Self::flush_orders`] or [`Self::defer_orders`] after the last one of a window.
     pub fn push_order(&mut self, order: Order) -> Result<(), PushError> {
         let body = OrderBytes::from(order);

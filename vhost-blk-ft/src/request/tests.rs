@@ -227,6 +227,25 @@ fn a_discard_names_its_ranges_and_a_flag_in_it_is_unsupported() {
 }
 
 #[test]
+fn a_discard_on_a_mirrored_disk_frees_blocks_by_writing_zeros() {
+    let extents = vec![Extent { at: 512, bytes: 1024 }, Extent { at: 0, bytes: 512 }];
+    let discard = with_ranges(VIRTIO_BLK_T_DISCARD, &[range(1, 2, 0), range(0, 1, 0)]);
+    assert_eq!(discard.mirrored(), Command::WriteZeroes { extents, unmap: true });
+}
+
+#[test]
+fn a_discard_on_a_mirrored_disk_is_no_longer_than_zeros_may_be() {
+    let discard = |sectors: u64| {
+        let bytes = sectors * SECTOR;
+        Command::Discard(vec![Extent { at: 0, bytes: 512 }, Extent { at: 0, bytes }]).mirrored()
+    };
+    let longest = discard(u64::from(ZERO_SECTORS_MAX));
+    assert!(matches!(longest, Command::WriteZeroes { .. }), "{longest:?}");
+    let longer = discard(u64::from(ZERO_SECTORS_MAX) + 1);
+    assert_eq!(longer, Command::Refuse(Status::IoError));
+}
+
+#[test]
 fn zeros_may_free_blocks_only_when_every_range_says_so() {
     let unmap = |ranges: &[RangeBytes]| match with_ranges(VIRTIO_BLK_T_WRITE_ZEROES, ranges) {
         Command::WriteZeroes { unmap, .. } => unmap,

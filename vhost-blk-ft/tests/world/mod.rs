@@ -26,6 +26,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// What the process wrote to stderr, in its folder.
+const LOG: &str = "log";
 pub(crate) const SECTORS: u64 = 2048;
 pub(crate) const QUEUE_SIZE: u16 = 64;
 
@@ -92,8 +94,16 @@ impl Device {
     }
 
     fn spawn(folder: TempDir, mut command: Command) -> Self {
-        let child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        let log = File::create(folder.path().join(LOG)).unwrap();
+        let child = command.stderr(log).spawn().unwrap();
         Self { folder, child }
+    }
+
+    /// The lines of its log that have these words.
+    pub(crate) fn said(&self, words: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(self.path(LOG)).unwrap();
+        let lines = log.lines().filter(|line| line.contains(words));
+        lines.map(str::to_owned).collect()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -123,6 +133,24 @@ impl Device {
         eventually("the process to exit", || self.child.try_wait().unwrap())
     }
 
+    /// Whether it has the thread that serves a front-end; then it needs nothing more to take one in.
+    pub(crate) fn has_a_worker(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok())
+            .any(|name| name.starts_with("vring_worker"))
+    }
+
+    /// From now on it gets no descriptor more.
+    pub(crate) fn take_its_descriptors(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32);
+        let none = rustix::process::Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, none).unwrap();
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -138,6 +166,8 @@ impl Drop for Device {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown when the test fails.
+        eprint!("{}", std::fs::read_to_string(self.path(LOG)).unwrap());
     }
 }
 

@@ -29,12 +29,7 @@ impl Vmm {
     }
 
     pub(crate) fn connect_at(folder: &Path, mut front_end: Frontend) -> Self {
-        // A VMM that is gone is noticed in its own time.
-        let connected = eventually("a disk without a VMM", || match staging(folder) {
-            Err(ConnectError::Refused { .. }) => None,
-            other => Some(other),
-        });
-        let (end, facts) = connected.unwrap();
+        let (end, facts) = staging_in_turn(folder, false);
         let guest = Guest::new();
         guest.attach(&mut front_end, false);
         let gate = end.gate();
@@ -112,6 +107,18 @@ impl Vmm {
 
 pub(crate) fn staging(folder: &Path) -> Result<(VmmEnd, DeviceFacts), ConnectError> {
     staging_and_ask(folder, false)
+}
+
+/// Connects when the VMM before is gone, which is noticed in its own time: a process that another test starts just then has
+/// its socket for a moment.
+pub(crate) fn staging_in_turn(folder: &Path, compares_images: bool) -> (VmmEnd, DeviceFacts) {
+    let connected = eventually("a disk without a VMM", || {
+        match staging_and_ask(folder, compares_images) {
+            Err(ConnectError::Refused { .. }) => None,
+            other => Some(other),
+        }
+    });
+    connected.unwrap()
 }
 
 /// Connects, and wants to know what the image holds if `compares_images`.

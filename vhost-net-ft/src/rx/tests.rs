@@ -4,6 +4,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::*;
 use crate::fake::{Driver, WRITE, buffer, frame, tap};
+use crate::frame::LEGACY_HEADER;
 
 struct Bench {
     rx: Rx,
@@ -15,7 +16,7 @@ struct Bench {
 fn bench(mergeable: bool) -> Bench {
     let (tap, wire) = tap();
     let mut rx = Rx::default();
-    rx.reset(mergeable);
+    rx.reset(mergeable, HEADER);
     Bench {
         rx,
         tap,
@@ -48,6 +49,21 @@ fn a_frame_goes_into_the_next_buffer() {
     let expected = counted(frame(100, 1), 1);
     assert_eq!(bench.driver.read(buffer(0), 12), expected[..12]);
     assert_eq!(bench.driver.read(buffer(1), 88), expected[12..]);
+}
+
+#[test]
+fn a_driver_with_the_short_header_finds_its_frame_as_it_came() {
+    let mut bench = bench(false);
+    bench.rx.reset(false, LEGACY_HEADER);
+    let head = bench
+        .driver
+        .offer(&[(buffer(0), 10, WRITE), (buffer(1), 2000, WRITE)]);
+    let came = vec![0xab; 100];
+    bench.wire.send(&came).unwrap();
+    assert!(matches!(bench.deliver(), Ok(Burst::Empty)));
+    assert_eq!(bench.driver.next_used(), Some((head, 100)));
+    assert_eq!(bench.driver.read(buffer(0), 10), came[..10]);
+    assert_eq!(bench.driver.read(buffer(1), 90), came[10..]);
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub(crate) struct Guest {
     kicks: Vec<EventFd>,
     available: [u16; 2],
     received: u16,
-    _front_end: Frontend,
+    features: u64,
+    front_end: Frontend,
 }
 
 /// Where a queue's three parts lie.
@@ -49,27 +50,56 @@ impl Guest {
         let protocol = front_end.get_protocol_features().unwrap();
         assert!(protocol.contains(VhostUserProtocolFeatures::CONFIG));
         front_end
-            .set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK)
+            .set_protocol_features(
+                VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::RESET_DEVICE,
+            )
             .unwrap();
         front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        let wanted = features & PLAIN_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        assert_eq!(wanted & !offered, 0);
-        front_end.set_features(wanted).unwrap();
+        let features = features & PLAIN_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        assert_eq!(features & !offered, 0);
+        front_end.set_features(features).unwrap();
         let region = memory.iter().next().unwrap();
         front_end
             .set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()])
             .unwrap();
+        let mut guest = Self {
+            memory,
+            kicks: Vec::new(),
+            available: [0; 2],
+            received: 0,
+            features,
+            front_end,
+        };
+        guest.set_up_queues();
+        guest
+    }
+
+    fn set_up_queues(&mut self) {
+        let region = self.memory.iter().next().unwrap();
         let base = region
             .get_host_address(vm_memory::MemoryRegionAddress(0))
             .unwrap() as u64;
-        let kicks = [RX, TX].map(|queue| set_up(&mut front_end, queue, base)).into();
-        Self {
-            memory,
-            kicks,
-            available: [0; 2],
-            received: 0,
-            _front_end: front_end,
+        self.kicks = [RX, TX]
+            .map(|queue| set_up(&mut self.front_end, queue, base))
+            .into();
+    }
+
+    /// The guest starts over, and its front-end does as QEMU 9.1: it stops the queues and resets the device, and when the
+    /// driver is there again it enables the queues before it sets the features.
+    pub(crate) fn restart(&mut self) {
+        for queue in [RX, TX] {
+            self.front_end.get_vring_base(queue).unwrap();
         }
+        self.front_end.reset_device().unwrap();
+        for queue in [RX, TX] {
+            let [_, available, used] = rings(queue);
+            self.memory.write_obj(0_u32, GuestAddress(available)).unwrap();
+            self.memory.write_obj(0_u32, GuestAddress(used)).unwrap();
+            self.front_end.set_vring_enable(queue, true).unwrap();
+        }
+        (self.available, self.received) = ([0; 2], 0);
+        self.front_end.set_features(self.features).unwrap();
+        self.set_up_queues();
     }
 
     /// A chain of header and frame in two descriptors.

@@ -13,6 +13,9 @@ use std::time::Duration;
 use lockstep_protocol::ids::{Head, LogOffset};
 use lockstep_protocol::time::Instant;
 use lockstep_staging::{ConnectError, Mode, Staged, VmmEnd};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_net_ft::session::TX_QUEUE;
 
 use guest::{Guest, udp_frame};
@@ -273,6 +276,79 @@ fn a_plain_front_ends_guest_talks_both_ways() {
         assert!(frame.ends_with(b"in"), "{frame:?}");
         assert_eq!(frame[10..12], [1, 0]);
     });
+}
+
+#[test]
+fn a_plain_guest_that_starts_over_has_its_network_again() {
+    netns::inside("a_plain_guest_that_starts_over_has_its_network_again", || {
+        let process = Process::start(&[]);
+        let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+        let outside = Outside::on(&process);
+        guest.transmit_plain(&udp_frame(b"before"));
+        assert_eq!(outside.hear(), b"before");
+
+        guest.restart();
+        guest.transmit_plain(&udp_frame(b"after"));
+        assert_eq!(outside.hear(), b"after");
+    });
+}
+
+#[test]
+fn an_old_driver_talks_both_ways_with_its_short_header() {
+    netns::inside("an_old_driver_talks_both_ways_with_its_short_header", || {
+        let process = Process::start(&[]);
+        let mut guest = Guest::connect(&process, 0);
+        let outside = Outside::on(&process);
+        guest.offer_rx_buffers(4);
+        guest.transmit_plain(&udp_frame(b"out")[2..]);
+        assert_eq!(outside.hear(), b"out");
+
+        outside.say(b"in");
+        let frame = process::until("a frame", || guest.received());
+        assert_eq!(frame[10..16], [0xff; 6], "the frame begins behind ten bytes");
+        assert!(frame.ends_with(b"in"), "{frame:?}");
+    });
+}
+
+#[test]
+fn a_front_end_after_a_vmm_that_left_before_it_came_has_a_network() {
+    netns::inside(
+        "a_front_end_after_a_vmm_that_left_before_it_came_has_a_network",
+        || {
+            let process = Process::start(&[]);
+            let outside = Outside::on(&process);
+            drop(process.connect_staging());
+            let mut guest = Guest::connect(&process, guest::PLAIN_FEATURES);
+            guest.transmit_plain(&udp_frame(b"plain"));
+            assert_eq!(outside.hear(), b"plain");
+        },
+    );
+}
+
+#[test]
+fn a_front_end_is_told_of_one_pair_of_queues() {
+    netns::inside("a_front_end_is_told_of_one_pair_of_queues", || {
+        let process = Process::start(&[]);
+        let mut front_end = Frontend::connect(&process.socket, 2).unwrap();
+        front_end.set_owner().unwrap();
+        front_end.get_features().unwrap();
+        let offered = front_end.get_protocol_features().unwrap();
+        // QEMU reads the number of queues that goes with it as a number of pairs.
+        assert!(!offered.contains(VhostUserProtocolFeatures::MQ), "{offered:?}");
+    });
+}
+
+#[test]
+fn a_connector_that_never_becomes_a_vmm_leaves_a_line_with_the_cause() {
+    netns::inside(
+        "a_connector_that_never_becomes_a_vmm_leaves_a_line_with_the_cause",
+        || {
+            let process = Process::start(&[]);
+            process.connect_and_leave();
+            let line = process::until("a line about it", || process.said("did not complete the set-up"));
+            assert!(line.contains("unexpected end of file"), "{line}");
+        },
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The binary under test as a child process.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -7,10 +8,13 @@ use std::time::{Duration, Instant};
 use lockstep_staging::{DeviceFacts, DeviceKind, VmmEnd, VmmFacts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vhost-net-ft");
 /// Each test has a namespace of its own, so one name does for all.
 pub(crate) const TAP: &str = "lockstep0";
+/// What it wrote to stderr, in its folder.
+const LOG: &str = "log";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Process {
@@ -26,12 +30,14 @@ impl Process {
     pub(crate) fn start(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (socket, staging) = (dir.path().join("vhost.sock"), dir.path().join("staging.sock"));
+        let log = File::create(dir.path().join(LOG)).unwrap();
         let child = Command::new(BINARY)
             .args(["--tap", TAP, "--socket"])
             .arg(&socket)
             .arg("--staging")
             .arg(&staging)
             .args(more)
+            .stderr(log)
             .spawn()
             .unwrap();
         let process = Self {
@@ -52,6 +58,18 @@ impl Process {
         until("staging", || {
             VmmEnd::connect(&self.staging, &vmm_facts(), PATIENCE).ok()
         })
+    }
+
+    /// Connects to the staging socket and says nothing.
+    pub(crate) fn connect_and_leave(&self) {
+        let stranger = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&stranger, &SocketAddrUnix::new(&self.staging).unwrap()).unwrap();
+    }
+
+    /// The line of its log that has these words.
+    pub(crate) fn said(&self, words: &str) -> Option<String> {
+        let log = std::fs::read_to_string(self.dir.path().join(LOG)).unwrap();
+        log.lines().find(|line| line.contains(words)).map(str::to_owned)
     }
 
     pub(crate) fn open_descriptors(&self) -> usize {
@@ -80,6 +98,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown when the test fails.
+        eprint!("{}", std::fs::read_to_string(self.dir.path().join(LOG)).unwrap());
     }
 }
 
