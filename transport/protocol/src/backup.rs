@@ -37,7 +37,6 @@ pub struct Backup {
     unechoed: Option<Instant>,
     /// What is left to say, as long as our machine is not the primary's (I16).
     diverged: Option<Confession>,
-    stale: u64,
 }
 
 impl Backup {
@@ -57,7 +56,6 @@ impl Backup {
             hearing: Hearing::new(&timing, now),
             unechoed: None,
             diverged: None,
-            stale: 0,
         }
     }
 
@@ -167,7 +165,6 @@ impl Backup {
         // Ignore: a late word from an earlier term says nothing about this primary.
         // Check: a term to come ends the session.
         if age(self.term, beat.term)? == Age::Stale {
-            self.stale += 1;
             return Ok(());
         }
         // Act: what is echoed was heard, so whoever relies on the echo is waited for.
@@ -240,11 +237,6 @@ impl Backup {
     /// When the primary was last heard.
     pub fn heard(&self) -> Instant {
         self.hearing.heard()
-    }
-
-    /// How many late messages of earlier terms were ignored.
-    pub fn stale(&self) -> u64 {
-        self.stale
     }
 }
 

@@ -15,9 +15,6 @@ pub const MAX_PAYLOAD: usize = (1 << 20) + 4096;
 /// The longest head of an encoded record: tag, position, device, queue, head and length, or power-on's seed.
 pub const MAX_RECORD_HEAD: usize = 48;
 
-/// The shortest encoded record: a tag and a position.
-pub const MIN_RECORD: usize = 2;
-
 /// The longest message on a control, ack or heartbeat stream, its head included.
 pub const MAX_MESSAGE: usize = 1024;
 
@@ -29,6 +26,10 @@ pub const CENSUS_PAGES: usize = 120;
 
 /// Pages of a VM that a census may have: 3 GiB of them.
 pub const CENSUS_MAX: usize = 3 << 18;
+
+/// Pieces that a delta may have however small the machine is. That of a larger machine may have as many as weigh what its pages
+/// may: a piece costs memory even when it is empty.
+pub const DELTA_PIECES_FEW: usize = 16;
 
 /// How long a backup may take to be healed; all that time outputs wait. A census of the largest VM takes some seconds.
 pub const HEAL_MAX: Duration = Duration::from_secs(10);

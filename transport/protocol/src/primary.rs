@@ -79,11 +79,9 @@ pub struct Primary {
     next_heartbeat: Instant,
     last_sent: Option<Instant>,
     lease_until: Instant,
-    round_trip: Option<Duration>,
     health: Health,
     /// When a backup that has diverged is given up.
     heal_by: Instant,
-    stale: u64,
 }
 
 impl Primary {
@@ -103,10 +101,8 @@ impl Primary {
             next_heartbeat: now,
             last_sent: None,
             lease_until: Instant::ZERO,
-            round_trip: None,
             health: Health::default(),
             heal_by: Instant::FOREVER,
-            stale: 0,
         }
     }
 
@@ -183,7 +179,6 @@ impl Primary {
     pub fn handle_ack(&mut self, now: Instant, ack: &Ack) -> Result<(), AckFault> {
         // Ignore: a late word from an earlier term proves nothing about this log.
         if age(self.term, ack.term)? == Age::Stale {
-            self.stale += 1;
             return Ok(());
         }
         // Check: what an honest peer cannot say ends the session.
@@ -247,7 +242,6 @@ impl Primary {
     pub fn handle_heartbeat(&mut self, now: Instant, beat: &Heartbeat) -> Result<(), HeartbeatFault> {
         // Ignore: a late word from an earlier term renews nothing.
         if age(self.term, beat.term)? == Age::Stale {
-            self.stale += 1;
             return Ok(());
         }
         // Check: only what was sent can be echoed.
@@ -261,7 +255,6 @@ impl Primary {
         self.hearing.note(now);
         if let Some(sent_at) = beat.echo {
             self.lease_until = self.lease_until.max(sent_at + self.timing.lease);
-            self.round_trip = Some(now.saturating_since(sent_at));
         }
         Ok(())
     }
@@ -294,8 +287,9 @@ impl Primary {
         }
     }
 
-    /// The backup is lost: all that is left to do is to claim the next term.
-    pub fn suspect(self, now: Instant) -> Claiming {
+    /// The backup is lost: all that is left to do is to claim the next term. This machine is of no more use; it is not consumed
+    /// because in the product it lies behind a lock that the thread of the session still holds on to.
+    pub fn suspect(&self, now: Instant) -> Claiming {
         Claiming::new(self.term, now)
     }
 
@@ -344,16 +338,6 @@ impl Primary {
     /// Payload bytes of all records so far: what entered the guest.
     pub fn input_bytes(&self) -> u64 {
         self.input_bytes
-    }
-
-    /// From the sending of the last echoed heartbeat to its echo.
-    pub fn round_trip(&self) -> Option<Duration> {
-        self.round_trip
-    }
-
-    /// How many late messages of earlier terms were ignored.
-    pub fn stale(&self) -> u64 {
-        self.stale
     }
 }
 

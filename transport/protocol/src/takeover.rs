@@ -2,7 +2,7 @@
 //! the end and waits until the lease of its primary is over. It never asks the arbiter itself: the edge does.
 
 use crate::backup::Backlog;
-use crate::ids::{Holder, LogOffset, Term};
+use crate::ids::{Holder, LogOffset, NodeName, Term};
 use crate::limits::CLAIM_RETRY;
 use crate::record::Record;
 use crate::time::Instant;
@@ -252,8 +252,8 @@ pub struct Claiming {
 }
 
 impl Claiming {
-    /// The primary of `term` that lost its backup at `now`.
-    pub fn new(term: Term, now: Instant) -> Self {
+    /// The primary of `term` that lost its backup at `now`. Made by [`Primary::suspect`](crate::Primary::suspect) alone.
+    pub(crate) fn new(term: Term, now: Instant) -> Self {
         Self {
             claim: Claim::new(term, now),
         }
@@ -284,6 +284,12 @@ impl Claiming {
     pub fn term(&self) -> Term {
         self.claim.expected
     }
+}
+
+/// May these hosts power the VM on, after the `last` term that was granted? Its holder may be running the VM, so it has to be
+/// one of them, which are known not to (I18).
+pub fn may_begin(last: Option<&Holder>, hosts: &[&NodeName]) -> bool {
+    last.is_none_or(|holder| hosts.contains(&&holder.node))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_protocol::limits::MAX_TIMEOUT;
 use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
@@ -33,8 +34,14 @@ pub const ACK_EVERY: VarInt = VarInt::from_u32(10);
 pub const FIRST_WINDOW: u64 = 64 * 1024;
 /// How many strangers may be in the middle of a handshake.
 pub const MAX_HANDSHAKES: usize = 64;
+/// With so many at the door, whoever comes must show that its address is its own. Anybody can write another's address on its
+/// first packet: half of the places are left to those who get the answer. Before that nobody pays for the round trip.
+pub const CROWD: usize = MAX_HANDSHAKES / 2;
 /// How many bytes a stranger may send before its handshake is looked at.
 pub const MAX_HANDSHAKE_BYTES: u64 = 64 * 1024;
+
+/// Longer than any pair's own time-out: heartbeats alone decide who is lost.
+const PAIR_IDLE: Duration = MAX_TIMEOUT.saturating_mul(2);
 
 /// The kind of a connection and its limits.
 #[derive(Clone, Debug)]
@@ -53,12 +60,12 @@ pub struct LinkConfig {
     pub idle_timeout: Duration,
     /// How often a silent connection is kept from being idle; none if its user speaks often enough.
     pub keep_alive: Option<Duration>,
-    /// What to ask the kernel for; smaller is taken with a warning.
+    /// What to ask the kernel for; smaller is taken, and noted in the log.
     pub socket_buffer: usize,
 }
 
 impl LinkConfig {
-    /// Between the two VMMs of a pair. Heartbeats of the pair's own find a dead peer long before this time-out.
+    /// Between the two VMMs of a pair. Heartbeats of the pair's own find a dead peer before this time-out, whatever the timing.
     pub fn pair() -> Self {
         Self {
             alpn: ALPN_PAIR,
@@ -66,7 +73,7 @@ impl LinkConfig {
             connection_window: 8 * 1024 * 1024,
             send_window: 8 * 1024 * 1024,
             streams: 8,
-            idle_timeout: Duration::from_secs(10),
+            idle_timeout: PAIR_IDLE,
             keep_alive: None,
             socket_buffer: SOCKET_BUFFER,
         }
@@ -127,5 +134,15 @@ impl LinkConfig {
             .send_fairness(true)
             .congestion_controller_factory(Arc::new(congestion));
         Arc::new(transport)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_of_a_pair_with_the_longest_timeout_is_found_by_heartbeats_first() {
+        assert!(LinkConfig::pair().idle_timeout > MAX_TIMEOUT);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The pair's link and the arbiter's client and server are built on it. Must be used inside a tokio runtime.
 //! It never accepts a peer whose certificate is not pinned, never resumes an earlier session (a resumed one
-//! would skip the certificate check), and never sends data before the handshake is done.
+//! would skip the certificate check), and never sends data before the handshake is done. When many strangers are at
+//! the door, it lets nobody in whose address may be another's.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,13 +13,14 @@ use std::time::Duration;
 use quinn::{Connection, ConnectionError, Incoming, ServerConfig, TokioRuntime};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, trace};
 
-use crate::config::LinkConfig;
+use crate::config::{CROWD, LinkConfig};
+use crate::crowd::{Crowd, Place};
 use crate::failure::LinkError;
 use crate::identity::{Identity, PinnedPeer};
 use crate::pinning::{Pins, RefusalNote};
-use crate::tls::{client_config, endpoint_config, server_config};
+use crate::tls::{client_config, endpoint_config, fleeting_reset_key, lasting_reset_key, server_config};
 
 /// The name in the TLS hello; nobody checks it, since certificates are pinned.
 const SERVER_NAME: &str = "lockstep";
@@ -30,6 +32,7 @@ pub struct PinnedEndpoint {
     identity: Identity,
     pins: Pins,
     config: LinkConfig,
+    crowd: Crowd,
 }
 
 impl PinnedEndpoint {
@@ -71,14 +74,20 @@ impl PinnedEndpoint {
         };
         let socket = UdpSocket::bind(address).map_err(cannot)?;
         enlarge_buffers(&socket, config.socket_buffer);
+        let reset_key = match server {
+            Some(_) => lasting_reset_key(&identity, config.alpn, socket.local_addr().map_err(cannot)?),
+            // The next one has another port: it cannot speak for this one.
+            None => fleeting_reset_key(),
+        };
         let endpoint =
-            quinn::Endpoint::new(endpoint_config(&identity), server, socket, Arc::new(TokioRuntime))
+            quinn::Endpoint::new(endpoint_config(reset_key), server, socket, Arc::new(TokioRuntime))
                 .map_err(cannot)?;
         Ok(Self {
             endpoint,
             identity,
             pins,
             config,
+            crowd: Crowd::default(),
         })
     }
 
@@ -114,15 +123,33 @@ impl PinnedEndpoint {
 
     /// The next stranger at the door; `None` once the endpoint is closed.
     ///
-    /// Give its handshake to a task of its own: one stranger must not keep another waiting.
+    /// Give its handshake to a task of its own: one stranger must not keep another waiting. In a crowd only those are handed
+    /// out who have shown that their address is their own; the others are asked to, at the price of a round trip.
     pub async fn arrival(&self) -> Option<Arrival> {
-        let incoming = self.endpoint.accept().await?;
-        Some(Arrival {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            if incoming.remote_address_validated() || !self.is_crowded() {
+                return Some(self.arrived(incoming));
+            }
+            let from = incoming.remote_address();
+            let asked = incoming.retry().is_ok();
+            trace!(%from, asked, "A crowd is at the door; the address must be shown to be its own");
+        }
+    }
+
+    /// Connections count like strangers: whoever bounds them together keeps room for those who come with an address of their own.
+    fn is_crowded(&self) -> bool {
+        self.crowd.count().max(self.endpoint.open_connections()) >= CROWD
+    }
+
+    fn arrived(&self, incoming: Incoming) -> Arrival {
+        Arrival {
             incoming,
             identity: self.identity.clone(),
             pins: self.pins.clone(),
             config: self.config.clone(),
-        })
+            _place: self.crowd.enter(),
+        }
     }
 
     /// Which pinned peer is at the other end.
@@ -130,11 +157,6 @@ impl PinnedEndpoint {
         let identity = connection.peer_identity()?;
         let chain = identity.downcast_ref::<Vec<CertificateDer<'static>>>()?;
         self.pins.find(chain.first()?).cloned()
-    }
-
-    /// Who we are.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
     }
 
     /// How many connections are open, unfinished handshakes included.
@@ -156,6 +178,8 @@ pub struct Arrival {
     identity: Identity,
     pins: Pins,
     config: LinkConfig,
+    /// Until the handshake is over.
+    _place: Place,
 }
 
 impl Arrival {

@@ -160,11 +160,6 @@ impl PinnedPeer {
         Ok(peer)
     }
 
-    /// The same from memory. `name` is what messages call it. The dates are checked at the handshake only.
-    pub fn from_pem(name: &str, pem: &str) -> Result<Self, IdentityError> {
-        Self::from_bytes(pem.as_bytes(), Path::new(name))
-    }
-
     fn from_bytes(pem: &[u8], path: &Path) -> Result<Self, IdentityError> {
         let not_one = |count| IdentityError::NotOneCertificate {
             path: path.to_owned(),

@@ -72,6 +72,9 @@ pub enum PairError {
         /// What was wrong with the last who tried.
         last: Option<String>,
     },
+    /// The spare is there, but does not put in place what it gets.
+    #[error("The other host took nothing more of the copy for {0:?}; its disk may hang")]
+    Stuck(Duration),
     /// The thread that drives the connection cannot do its work.
     #[error("The connection's own thread failed: {0}")]
     Driver(String),

@@ -2,18 +2,19 @@
 //! this once; a session that is lost is never made again within its term.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use lockstep_protocol::{Hello, Message, Sentence};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::{LinkConfig, MAX_HANDSHAKES};
 use crate::endpoint::{Arrival, PinnedEndpoint};
 use crate::failure::LinkError;
+use crate::knocks::Knocks;
 use crate::link::{PairConfig, PairError};
 use crate::pinning::Pins;
 use crate::streams::{
@@ -49,21 +50,30 @@ pub(crate) type PrimarySession = Session<SendStream, MessageReader>;
 /// The backup's end.
 pub(crate) type BackupSession = Session<RecvStream, MessageWriter>;
 
-/// Connects to the backup, again and again until it answers or patience ends.
+/// Connects to the backup, again and again until it answers or patience ends, in the middle of an attempt too: the guest may
+/// stand still meanwhile. The error is that of the last attempt that came to an end.
 pub(crate) async fn connect(config: &PairConfig) -> Result<PrimarySession, PairError> {
     let pins = Pins::one(config.peer.clone());
     let endpoint =
         PinnedEndpoint::dial_only(config.address, config.identity.clone(), pins, LinkConfig::pair())?;
-    let deadline = Instant::now() + config.patience;
+    let mut last = LinkError::Unreachable {
+        address: config.address,
+    };
     let pauses = ExponentialBuilder::new()
         .with_min_delay(PAUSES.0)
         .with_max_delay(PAUSES.1)
         .without_max_times()
         .with_jitter();
-    (|| greet_backup(&endpoint, config))
+    let attempts = (|| greet_backup(&endpoint, config))
         .retry(pauses)
-        .when(|error: &PairError| error.may_pass() && Instant::now() < deadline)
-        .await
+        .when(PairError::may_pass)
+        .notify(|error, _| {
+            if let PairError::Link(error) = error {
+                last = error.clone();
+            }
+        });
+    let outcome = timeout(config.patience, attempts).await;
+    outcome.unwrap_or_else(|_| Err(last.into()))
 }
 
 async fn greet_backup(endpoint: &PinnedEndpoint, config: &PairConfig) -> Result<PrimarySession, PairError> {
@@ -139,6 +149,7 @@ async fn await_primary(
     last: &mut Option<PairError>,
 ) -> Result<BackupSession, PairError> {
     let mut greeted: JoinSet<Result<BackupSession, PairError>> = JoinSet::new();
+    let mut knocks = Knocks::default();
     loop {
         tokio::select! {
             arrival = endpoint.arrival() => match arrival {
@@ -152,7 +163,7 @@ async fn await_primary(
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(error)) if error.is_mismatch() => return Err(error),
                 Ok(Err(error)) => {
-                    warn!(error = whole_sentence(&error), "Somebody knocked and was sent away");
+                    knocks.tell(&error);
                     *last = Some(error);
                 }
                 Err(died) => return Err(PairError::Driver(died.to_string())),

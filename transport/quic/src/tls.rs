@@ -3,6 +3,7 @@
 //! [`endpoint`](crate::endpoint) asks for them. Session resumption is off in both directions: a resumed session
 //! would skip the certificate check, and with it the dates.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,12 +63,26 @@ pub(crate) fn client_config(
     Ok(client)
 }
 
-/// Reset tokens follow from the private key, so a process that was restarted can tell the peers of its
+/// The reset tokens of a listener follow from the private key, so a process that was restarted can tell the peers of its
 /// predecessor at once that their connections are gone, instead of letting them time out.
-pub(crate) fn endpoint_config(identity: &Identity) -> EndpointConfig {
+///
+/// They also follow from what is said where. An endpoint answers whatever names a connection that it does not know with that
+/// connection's token: two endpoints of one key would give each other's tokens away, and with them the power to end connections.
+pub(crate) fn lasting_reset_key(identity: &Identity, alpn: &[u8], address: SocketAddr) -> hmac::Key {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, identity.key().secret_der());
-    let reset = hmac::sign(&secret, b"lockstep stateless reset");
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+    let mut label = b"lockstep stateless reset of ".to_vec();
+    label.extend_from_slice(alpn);
+    label.extend_from_slice(format!(" at {address}").as_bytes());
+    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, &label).as_ref())
+}
+
+/// The reset tokens of an endpoint that has no successor.
+pub(crate) fn fleeting_reset_key() -> hmac::Key {
+    hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("the kernel always has random bytes")
+}
+
+pub(crate) fn endpoint_config(reset_key: hmac::Key) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
     config
         .cid_generator(|| Box::new(RandomIds))
         .max_udp_payload_size(LARGEST_PACKET)

@@ -6,20 +6,21 @@
 )]
 
 mod pair;
+mod strangers;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lockstep_protocol::{
     Deed, Digest, LogOffset, NodeName, Parting, PeerLost, Position, Record, Role, WindowLimit,
 };
-use lockstep_quic::config::LinkConfig;
+use lockstep_quic::config::{LinkConfig, MAX_HANDSHAKES};
 use lockstep_quic::endpoint::PinnedEndpoint;
 use lockstep_quic::link::{
     BackupEvents, Delivered, PairConfig, PrimaryEvents, Room, connect_primary, listen_backup,
 };
 use lockstep_quic::pinning::Pins;
-use pair::{Event, Host, LONG, Pair, hosts, nowhere, pair, pair_with, pair_with_wire, refusals};
+use pair::{Event, Host, LONG, Pair, hosts, nowhere, pair, pair_behind, pair_with, pair_with_wire, refusals};
 
 fn record(delivered: Delivered) -> Record {
     match delivered {
@@ -291,9 +292,9 @@ impl PrimaryEvents for Bomb {
 #[test]
 fn a_backup_that_says_nonsense_is_lost() {
     let pair = pair();
-    // The backup's machine is honest, so the primary's is told to expect less than it gets.
     pair.append(1, b"x");
     pair.report(|event| *event == Event::Acked(LogOffset::new(1)));
+    // Its VM is said to be further than the log leads: the next ack says so too.
     pair.backup.executed(LogOffset::ZERO, Position::new(900));
     pair.append(2, b"x");
     assert!(matches!(pair.loss(), PeerLost::Misbehaved(_)));
@@ -386,6 +387,21 @@ fn a_recognised_peer_that_talks_nonsense_is_sent_away_and_the_next_is_taken() {
     drop(primary);
 }
 
+#[test]
+fn as_many_strangers_as_there_are_places_keep_no_primary_out() {
+    let forger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let packets = strangers::first_packets(MAX_HANDSHAKES, LinkConfig::pair());
+    let begin = Instant::now();
+    let pair = pair_behind(|door| {
+        for packet in &packets {
+            forger.send_to(packet, door).unwrap();
+        }
+    });
+    // Less than a stranger is given.
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    drop(pair);
+}
+
 /// Connects as `a`, says what is no hello, and waits to be sent away.
 fn babble(a: &Host, b: &Host, address: SocketAddr) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -413,6 +429,66 @@ fn a_host_where_nobody_answers_cannot_be_reached() {
     };
     let error = connect_primary(config, Box::new(Deaf)).unwrap_err();
     assert!(error.to_string().contains("cannot be reached"), "{error}");
+}
+
+/// A backup `b` that recognises `a`, does `then` with each connection, and says no hello. It lives as long as the runtime.
+fn mute_backup<F>(
+    a: &Host,
+    b: &Host,
+    then: fn(quinn::Connection) -> F,
+) -> (tokio::runtime::Runtime, SocketAddr)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let pins = Pins::one(a.identity.as_peer());
+    let endpoint = PinnedEndpoint::listen(anywhere, b.identity.clone(), pins, LinkConfig::pair()).unwrap();
+    let address = endpoint.local_address().unwrap();
+    runtime.spawn(async move {
+        while let Some(arrival) = endpoint.arrival().await {
+            if let Ok(connection) = arrival.handshake(LONG).await {
+                then(connection).await;
+            }
+        }
+    });
+    drop(_inside);
+    (runtime, address)
+}
+
+#[test]
+fn a_backup_that_never_says_its_hello_is_waited_for_no_longer_than_asked() {
+    let (a, b) = hosts();
+    let (_runtime, address) = mute_backup(&a, &b, |connection| async move {
+        connection.closed().await;
+    });
+    let config = PairConfig {
+        patience: Duration::from_millis(200),
+        ..a.config(address, b.identity.as_peer())
+    };
+    let begin = Instant::now();
+    let error = connect_primary(config, Box::new(Deaf)).unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(error.to_string().contains("cannot be reached"), "{error}");
+}
+
+#[test]
+fn what_the_backup_said_last_is_told_when_patience_ends() {
+    let (a, b) = hosts();
+    let (_runtime, address) = mute_backup(&a, &b, |connection| async move {
+        connection.close(7_u32.into(), b"come back later");
+    });
+    let config = PairConfig {
+        patience: Duration::from_secs(1),
+        ..a.config(address, b.identity.as_peer())
+    };
+    let error = connect_primary(config, Box::new(Deaf)).unwrap_err();
+    assert!(error.to_string().contains("come back later"), "{error}");
 }
 
 #[test]

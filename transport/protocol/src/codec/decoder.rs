@@ -101,6 +101,15 @@ impl RecordDecoder {
         }
     }
 
+    /// How many bytes it has made room for, of a record that is not whole.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        match &self.partial {
+            Partial::Head { len, .. } => *len,
+            Partial::Payload { payload, .. } => payload.capacity(),
+        }
+    }
+
     /// Nothing is left over from the chunk before.
     fn decode_head(&mut self, chunk: &mut Bytes) -> Result<Option<Record>, LogFault> {
         match self.parse_head(chunk)? {

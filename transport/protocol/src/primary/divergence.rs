@@ -12,7 +12,6 @@ impl Primary {
     /// The backup's machine is not ours any more.
     pub fn handle_diverged(&mut self, now: Instant, found: &Diverged) -> Result<(), DivergenceFault> {
         if age(self.term, found.term)? == Age::Stale {
-            self.stale += 1;
             return Ok(());
         }
         self.hearing.note(now);
@@ -25,7 +24,6 @@ impl Primary {
     /// A piece of what its memory comes to.
     pub fn handle_census(&mut self, now: Instant, census: &Census) -> Result<(), DivergenceFault> {
         if age(self.term, census.term)? == Age::Stale {
-            self.stale += 1;
             return Ok(());
         }
         self.hearing.note(now);

@@ -76,7 +76,7 @@ fn a_backup_may_stand_in_the_window_after_the_last_record_and_no_further() {
 }
 
 #[test]
-fn an_ack_of_an_earlier_term_is_ignored_and_counted() {
+fn an_ack_of_an_earlier_term_is_ignored() {
     let mut primary = primary(5);
     primary
         .handle_ack(
@@ -88,7 +88,6 @@ fn an_ack_of_an_earlier_term_is_ignored_and_counted() {
         )
         .unwrap();
     assert_eq!(primary.acked(), LogOffset::ZERO);
-    assert_eq!(primary.stale(), 1);
 }
 
 #[test]
@@ -114,7 +113,6 @@ fn the_lease_counts_from_the_sending_of_what_is_echoed() {
     primary.poll_heartbeat(ms(1000)).unwrap();
     primary.handle_heartbeat(ms(1015), &echo(ms(1000))).unwrap();
     assert_eq!(primary.lease_until(), ms(1100));
-    assert_eq!(primary.round_trip(), Some(Duration::from_millis(15)));
 }
 
 #[test]

@@ -100,6 +100,17 @@ impl BackupLink {
         delivered
     }
 
+    /// Waits until a record behind `start` has come, or why none will.
+    pub fn wait_log(&self, start: LogOffset) -> Result<(), PeerLost> {
+        let waits = |intake: &mut Intake| matches!(intake, Intake::Session { backup, .. } if backup.received() == start);
+        let mut intake = self.shared.lock();
+        self.shared.arrived.wait_while(&mut intake, waits);
+        match &*intake {
+            Intake::Over { takeover, why } if takeover.end() == start => Err(why.clone()),
+            _ => Ok(()),
+        }
+    }
+
     /// Our VM has applied every record before `upto` and is at `position`. The primary hears of it with the
     /// next ack or heartbeat.
     pub fn executed(&self, upto: LogOffset, position: Position) {

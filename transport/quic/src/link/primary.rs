@@ -122,7 +122,7 @@ impl PrimaryLink {
         let mut primary = self.shared.lock();
         let runs = |_: &mut Primary| self.shared.ended.get().is_none();
         self.shared.room.wait_while(&mut primary, runs);
-        Claiming::new(primary.term(), clock::now())
+        primary.suspect(clock::now())
     }
 
     /// Lets the backup have all of the log, says goodbye and closes. Blocks, for about the time-out at most.

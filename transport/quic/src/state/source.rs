@@ -7,27 +7,40 @@ use bytes::Bytes;
 use lockstep_protocol::{Ack, Hello, Message};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::piece::{self, PIECES_WAITING, Piece};
 use super::{CLOSED_DONE, Control, STEP_WAIT, StateConfig, runtime};
 use crate::config::{LinkConfig, MAX_HANDSHAKES};
 use crate::endpoint::{Arrival, PinnedEndpoint};
+use crate::knocks::Knocks;
 use crate::link::PairError;
 use crate::pinning::Pins;
 use crate::session::{judge, refuse, within};
-use crate::streams::{StreamFault, StreamKind, accept_control, accept_only, open, whole_sentence};
+use crate::streams::{StreamFault, StreamKind, accept_control, accept_only, open};
+
+/// How long a spare may be behind without taking one more piece. Its keep-alives go on while its disk hangs, so nothing else ends
+/// the waiting; a disk that needs longer for the few MiB of a piece follows no VM.
+const PIECE_WAIT: Duration = Duration::from_secs(30);
 
 /// Where spares knock.
 #[derive(Debug)]
 pub struct StateDoor {
     endpoint: PinnedEndpoint,
     hello: Hello,
-    greeted: Mutex<JoinSet<Result<Greeted, PairError>>>,
+    visitors: Mutex<Visitors>,
     runtime: Arc<Runtime>,
+}
+
+/// Who knocked and is being greeted, or was sent away.
+#[derive(Debug, Default)]
+struct Visitors {
+    greeted: JoinSet<Result<Greeted, PairError>>,
+    knocks: Knocks,
 }
 
 impl StateDoor {
@@ -43,7 +56,7 @@ impl StateDoor {
         Ok(Self {
             endpoint,
             hello: config.hello,
-            greeted: Mutex::default(),
+            visitors: Mutex::default(),
             runtime,
         })
     }
@@ -67,7 +80,8 @@ impl StateDoor {
 
     /// A stranger keeps nobody waiting: each is greeted by a task, which goes on when the caller's time is up.
     async fn first_spare(&self) -> Option<Greeted> {
-        let mut greeted = self.greeted.lock().await;
+        let mut visitors = self.visitors.lock().await;
+        let Visitors { greeted, knocks } = &mut *visitors;
         loop {
             tokio::select! {
                 arrival = self.endpoint.arrival() => match arrival? {
@@ -78,7 +92,7 @@ impl StateDoor {
                 },
                 Some(Ok(outcome)) = greeted.join_next() => match outcome {
                     Ok(spare) => return Some(spare),
-                    Err(error) => warn!(error = whole_sentence(&error), "A spare was sent away"),
+                    Err(error) => knocks.tell(&error),
                 },
             }
         }
@@ -137,10 +151,21 @@ impl StateSender {
     /// Sends one piece of a kind that the VMMs agreed on, as soon as those before it are sent; waits while the spare is behind.
     ///
     /// # Errors
-    /// When the spare is gone, as it was found with a piece before.
+    /// When the spare is gone, as it was found with a piece before, or takes nothing for too long.
     pub fn send(&mut self, kind: u8, piece: Bytes) -> Result<(), PairError> {
-        if self.pieces.blocking_send((kind, piece)).is_ok() {
-            return Ok(());
+        self.send_within(PIECE_WAIT, kind, piece)
+    }
+
+    fn send_within(&mut self, limit: Duration, kind: u8, piece: Bytes) -> Result<(), PairError> {
+        let sending = self.pieces.send_timeout((kind, piece), limit);
+        match self.runtime.block_on(sending) {
+            Ok(()) => return Ok(()),
+            Err(SendTimeoutError::Timeout(_)) => {
+                let reason = b"the copy is given up: its receiver takes nothing";
+                self.connection.close(CLOSED_DONE.into(), reason);
+                return Err(PairError::Stuck(limit));
+            }
+            Err(SendTimeoutError::Closed(_)) => {}
         }
         let fault = match self.writer.take().map(|writer| self.runtime.block_on(writer)) {
             Some(Ok(Err(fault))) => fault,
@@ -186,3 +211,6 @@ impl Drop for StateSender {
         self.connection.close(CLOSED_DONE.into(), b"the copy is over");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,6 +144,20 @@ pub(crate) fn pair_with(window: WindowLimit) -> Pair {
     }
 }
 
+/// A pair whose primary comes after `crowd` has been at the backup's door.
+pub(crate) fn pair_behind(crowd: impl FnOnce(SocketAddr)) -> Pair {
+    let (a, b) = hosts();
+    let (primary, backup, events) = meet_over(&a, &b, WindowLimit::default(), |address| {
+        crowd(address);
+        address
+    });
+    Pair {
+        primary: primary.unwrap(),
+        backup: backup.unwrap(),
+        events,
+    }
+}
+
 /// A pair with the default timing, whose wire can be cut.
 pub(crate) fn pair_with_wire() -> (Pair, Relay) {
     let (mut a, mut b) = hosts();

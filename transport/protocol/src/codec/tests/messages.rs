@@ -14,6 +14,15 @@ use crate::message::{
 use crate::session::Parting;
 use crate::time::Instant;
 
+/// In the order of their numbers, from 1 on.
+const PARTINGS: [Parting; 5] = [
+    Parting::PowerOff,
+    Parting::Stopped,
+    Parting::Failed,
+    Parting::DiskFailed,
+    Parting::DeviceFailed,
+];
+
 fn hello() -> Hello {
     Hello {
         term: Term::new(3),
@@ -38,7 +47,7 @@ fn messages() -> impl Strategy<Value = Message> {
                 ..hello()
             }))
         }),
-        Just(Message::Goodbye(Parting::Stopped)),
+        prop::sample::select(&PARTINGS[..]).prop_map(Message::Goodbye),
         ".{0,200}".prop_map(|text| Message::Refused(Sentence::new(&text))),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, upto, executed, at)| {
             Message::Ack(Ack {
@@ -122,6 +131,16 @@ proptest! {
         out[at] = to;
         let _ = read_messages(vec![out.freeze()]);
     }
+}
+
+#[test]
+fn every_reason_to_leave_has_its_number_and_reads_back() {
+    (1..).zip(PARTINGS).for_each(|(number, why)| {
+        let mut out = BytesMut::new();
+        encode_message(&mut out, &Message::Goodbye(why));
+        assert_eq!(out[..], [3, 1, 0, number]);
+        assert_eq!(read_messages(vec![out.freeze()]), Ok(vec![Message::Goodbye(why)]));
+    });
 }
 
 #[test]

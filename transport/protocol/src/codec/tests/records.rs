@@ -1,4 +1,4 @@
-//! The log: what was recorded reads back, and no peer can make a decoder keep more than one record's head.
+//! The log: what was recorded reads back, and no peer can make a decoder keep more than one record.
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -93,6 +93,13 @@ fn decode(pieces: Vec<Bytes>) -> Result<Vec<Record>, LogFault> {
     Ok(records)
 }
 
+/// How many bytes of payload the records in `piece` have.
+fn payload_bytes(decoder: &mut RecordDecoder, piece: &mut Bytes) -> Result<usize, LogFault> {
+    std::iter::from_fn(|| decoder.decode(piece).transpose())
+        .map(|record| Ok(record?.input.payload().len()))
+        .sum()
+}
+
 fn fault(bytes: &[u8]) -> LogFault {
     decode(vec![Bytes::copy_from_slice(bytes)]).unwrap_err()
 }
@@ -111,12 +118,19 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused_or_read_and_kept_within_limits(noise in vec(any::<u8>(), 0..2000), size in 1_usize..300) {
+    fn noise_is_refused_or_read_and_kept_within_limits(
+        // One that there is: most noise would be refused by its first byte.
+        kind in 1_u8..=11,
+        noise in vec(any::<u8>(), 0..2000),
+        size in 1_usize..300,
+    ) {
+        let noise = Bytes::from([&[kind][..], &noise].concat());
         let mut decoder = RecordDecoder::new();
         let mut read = 0;
-        for mut piece in pieces(&Bytes::from(noise.clone()), &[size]) {
-            let outcome = std::iter::from_fn(|| decoder.decode(&mut piece).transpose()).take_while(Result::is_ok);
-            read += outcome.map(|r| r.unwrap().input.payload().len()).sum::<usize>();
+        for mut piece in pieces(&noise, &[size]) {
+            let Ok(bytes) = payload_bytes(&mut decoder, &mut piece) else { break };
+            read += bytes;
+            prop_assert!(decoder.kept() <= MAX_PAYLOAD, "{} bytes are kept", decoder.kept());
         }
         prop_assert!(read <= noise.len());
     }
@@ -218,6 +232,16 @@ fn a_payload_over_the_limit_is_refused_by_its_length_alone() {
             length: MAX_PAYLOAD as u64 + 1
         }
     );
+}
+
+#[test]
+fn the_longest_payload_is_waited_for_with_room_for_itself_and_no_more() {
+    let mut out = BytesMut::from(&[7, 0][..]);
+    put_varint(&mut out, MAX_PAYLOAD as u64);
+    out.extend_from_slice(b"its beginning");
+    let mut decoder = RecordDecoder::new();
+    assert_eq!(decoder.decode(&mut out.freeze()), Ok(None));
+    assert_eq!(decoder.kept(), MAX_PAYLOAD);
 }
 
 #[test]
