@@ -150,7 +150,13 @@ impl Ends {
         });
         let attention = Attention::default();
         let progress = Arc::new(Progress::default());
-        let source = Source::open(self.source.clone(), Waker::new()?, attention, progress)?;
+        let source = Source::open(
+            self.source.clone(),
+            Vec::new(),
+            Waker::new()?,
+            attention,
+            progress,
+        )?;
         let answer = match request(&source) {
             Request::Track(answer) => answer,
             Request::Stop(_) => anyhow::bail!("A copy ended before it began"),

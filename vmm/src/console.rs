@@ -1,11 +1,15 @@
 //! The guest's serial console as people see it: lines on the log, standard input and output, or a Unix socket.
 //!
 //! The run loop feeds it what the guest printed. What is typed waits in [`Typed`] until the recorder of a live machine
-//! takes it into a window. Nothing is kept for ever: a guest that prints without line ends is cut, a reader that does
-//! not read is hung up on, and what is typed beyond a bound is lost, as on a real line.
+//! takes it into a window. Nothing is kept for ever: a guest that prints without line ends is cut, a client of the socket that
+//! does not read is hung up on, and what is printed to or typed at standard output and input beyond a bound is lost, as on a
+//! real line.
+
+mod outlet;
 
 use crate::config::{ConsoleMode, Node};
 use crate::ft::wait::Waker;
+use outlet::Outlet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -69,7 +73,7 @@ pub enum Console {
     /// Line by line to the log.
     Log(Line),
     /// Standard output, as it comes.
-    Stdio,
+    Stdio(Outlet),
     /// Whoever is connected.
     Socket(Arc<Mutex<Option<UnixStream>>>),
 }
@@ -78,7 +82,7 @@ impl Console {
     /// Opens the console that the configuration asks for. `waker` ends the sleep of a machine that waits for input.
     ///
     /// # Errors
-    /// When the socket cannot be made.
+    /// When the socket cannot be made, or there is no thread to be had.
     pub fn open(mode: ConsoleMode, node: &Node, waker: &Waker) -> Result<(Self, Typed), ConsoleError> {
         let typed = Typed::default();
         let (keys, waker) = (typed.clone(), waker.clone());
@@ -86,7 +90,7 @@ impl Console {
             ConsoleMode::Log => Self::Log(Line::default()),
             ConsoleMode::Stdio => {
                 start(move || keys.read_all(io::stdin(), &waker))?;
-                Self::Stdio
+                Self::Stdio(Outlet::open(io::stdout())?)
             }
             ConsoleMode::Socket => {
                 let path = node.console_socket();
@@ -104,11 +108,7 @@ impl Console {
     pub fn print(&mut self, bytes: &[u8]) {
         match self {
             Self::Log(line) => line.print(bytes),
-            Self::Stdio => {
-                let mut out = io::stdout().lock();
-                // Nobody who reads: the guest goes on all the same.
-                let _ = out.write_all(bytes).and_then(|()| out.flush());
-            }
+            Self::Stdio(outlet) => outlet.print(bytes),
             Self::Socket(reader) => {
                 let mut reader = lock(reader);
                 let failed = reader
@@ -194,7 +194,7 @@ mod tests {
 
     fn node(folder: &Path) -> Node {
         let text = format!(
-            "[vm]\nname = \"v\"\n[arbiter]\nkind = \"file\"\ndir = \"arbiter\"\n{}{}",
+            "[vm]\nname = \"v\"\nkernel = \"k\"\n[arbiter]\nkind = \"file\"\ndir = \"arbiter\"\n{}{}",
             node_text("a", folder),
             node_text("b", Path::new("/nowhere")),
         );

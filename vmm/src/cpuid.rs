@@ -139,6 +139,10 @@ impl Leaf for kvm_cpuid_entry2 {
                 self.ecx |= bit(31); // hypervisor present
                 self.ebx &= 0xffff; // APIC id and logical count
             }
+            0x7 if self.index == 0 => {
+                self.ebx &= !(bit(4) | bit(11)); // HLE, RTM: transactions end when they like
+                self.ecx &= !bit(5); // WAITPKG: waits by the TSC
+            }
             0x8000_0001 => {
                 self.edx &= !(bit(4) | bit(9) | bit(27)); // TSC, APIC, RDTSCP
             }
@@ -200,4 +204,105 @@ fn kvm_leaves(vcpus: VcpuCount) -> [kvm_cpuid_entry2; 2] {
 
 const fn bit(n: u32) -> u32 {
     1 << n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a guest with one vCPU sees of a leaf in which the host has every bit set.
+    fn shown(function: u32, index: u32) -> Option<kvm_cpuid_entry2> {
+        Mask::One.apply(&full(function, index))
+    }
+
+    fn full(function: u32, index: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: !0,
+            ebx: !0,
+            ecx: !0,
+            edx: !0,
+            ..Default::default()
+        }
+    }
+
+    /// The registers without the bits that must be hidden; everything else has to be there.
+    fn all_but(eax: u32, ebx: u32, ecx: u32, edx: u32) -> [u32; 4] {
+        [!eax, !ebx, !ecx, !edx]
+    }
+
+    fn registers(leaf: Option<kvm_cpuid_entry2>) -> [u32; 4] {
+        let leaf = leaf.unwrap();
+        [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+    }
+
+    #[test]
+    fn the_first_leaf_hides_rdrand_the_counter_the_apic_and_who_the_vcpu_is() {
+        let (monitor, x2apic, deadline, rdrand) = (bit(3), bit(21), bit(24), bit(30));
+        let (tsc, apic) = (bit(4), bit(9));
+        let who = 0xffff_0000;
+        assert_eq!(
+            registers(shown(1, 0)),
+            all_but(0, who, monitor | x2apic | deadline | rdrand, tsc | apic)
+        );
+    }
+
+    #[test]
+    fn a_guest_sees_that_it_is_one_even_where_the_host_is_none() {
+        let bare = kvm_cpuid_entry2 {
+            function: 1,
+            ..Default::default()
+        };
+        assert_eq!(registers(Mask::One.apply(&bare)), [0, 0, bit(31), 0]);
+    }
+
+    #[test]
+    fn the_seventh_leaf_hides_rdseed_rdpid_transactions_and_what_has_to_do_with_the_counter() {
+        let (adjust, hle, rtm, rdseed) = (bit(1), bit(4), bit(11), bit(18));
+        let (waitpkg, rdpid) = (bit(5), bit(22));
+        assert_eq!(
+            registers(shown(7, 0)),
+            all_but(0, adjust | hle | rtm | rdseed, waitpkg | rdpid, 0)
+        );
+        // The same bits of the next subleaf mean something else.
+        assert_eq!(registers(shown(7, 1)), [!0; 4]);
+    }
+
+    #[test]
+    fn the_extended_leaves_hide_rdtscp_and_that_the_counter_never_varies() {
+        let (tsc, apic, rdtscp) = (bit(4), bit(9), bit(27));
+        assert_eq!(
+            registers(shown(0x8000_0001, 0)),
+            all_but(0, 0, 0, tsc | apic | rdtscp)
+        );
+        assert_eq!(registers(shown(0x8000_0007, 0)), all_but(0, 0, 0, !0));
+    }
+
+    #[test]
+    fn leaves_about_clocks_counters_topology_and_hypervisors_are_gone() {
+        let (clocks, counters) = ([0x15, 0x16], [0xa]);
+        let (topology, sleep) = ([0xb, 0x1f, 0x8000_001e], [0x5, 0x6]);
+        let hypervisors = [0x4000_0000, 0x4000_0001, 0x4000_0010, 0x4000_ffff];
+        let gone: Vec<_> = [&clocks[..], &counters, &topology, &sleep, &hypervisors].concat();
+        let seen: Vec<_> = gone.iter().filter_map(|leaf| shown(*leaf, 0)).collect();
+        assert!(seen.is_empty(), "{seen:x?}");
+    }
+
+    #[test]
+    fn what_differs_nowhere_is_shown_as_it_is() {
+        let seen = [0x0, 0xd, 0x8000_0000, 0x8000_0002].map(|leaf| registers(shown(leaf, 0)));
+        assert_eq!(seen, [[!0; 4]; 4]);
+    }
+
+    #[test]
+    fn of_kvms_own_leaves_a_guest_with_one_vcpu_finds_the_clock_and_nothing_that_needs_the_host() {
+        let [signature, features] = kvm_leaves(VcpuCount::ONE);
+        assert_eq!((signature.function, signature.eax), (0x4000_0000, 0x4000_0001));
+        let (no_io_delay, clock, stable) = (bit(1), bit(3), bit(24));
+        assert_eq!(
+            (features.function, features.eax),
+            (0x4000_0001, no_io_delay | clock | stable)
+        );
+    }
 }

@@ -17,7 +17,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 /// Where KVM may put the pages it needs for real mode on Intel: below 4 GiB, away from memory and devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 /// The only version of the KVM API there has been since 2007.
-const API_VERSION: i32 = 12;
+pub const API_VERSION: i32 = 12;
 
 /// Why this host's KVM cannot run the VM.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +58,12 @@ impl KvmError {
 }
 
 /// The capabilities without which a VM cannot be built, by the name users find in the kernel's documentation.
-pub const NEEDED: [(Cap, &str); 4] = [
+pub const NEEDED: [(Cap, &str); 5] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
 ];
 
 /// Opens `/dev/kvm` and checks that it has what Lockstep needs.

@@ -10,6 +10,7 @@ use crate::status::{Device, EVENTS_MAX, Event, Lag, Peer, Role, Spare, Status, T
 use crate::transfer::progress::Progress;
 use lockstep_protocol::ids::{GuestTime, Position, Term};
 use lockstep_protocol::session::PeerLost;
+use lockstep_protocol::time::Instant as Moment;
 use lockstep_staging::gate::{GateWriter, boottime};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -180,7 +181,8 @@ impl Monitor {
         }
         slow.events.push(event);
         match what {
-            What::PeerConnected => slow.connected = true,
+            // Why it was lost before is of no interest any more.
+            What::PeerConnected => (slow.connected, slow.lost) = (true, None),
             What::PeerLost => slow.connected = false,
             _ => {}
         }
@@ -205,12 +207,14 @@ impl Monitor {
         self.slow().devices = devices;
     }
 
-    /// How to look at the pair; `None` keeps the last view.
+    /// How to look at the pair; with `None` it is over, and of its last view what it says of the log stays.
     pub fn set_pair(&self, pair: Option<PairProbe>) {
         let mut slow = self.slow();
         if let Some(probe) = &slow.pair {
             slow.last_view = probe();
         }
+        // It may have ended before it was noted that it began.
+        slow.connected &= pair.is_some();
         slow.pair = pair;
     }
 
@@ -223,8 +227,8 @@ impl Monitor {
     #[must_use]
     pub fn status(&self) -> Status {
         let slow = self.slow();
-        let view = slow.pair.as_ref().map_or(slow.last_view, |probe| probe());
-        let now = boottime().as_nanos();
+        let pair = slow.pair.as_ref().map(|probe| probe());
+        let view = pair.unwrap_or(slow.last_view);
         let gates: Vec<_> = slow.devices.iter().map(|device| device.gate.snapshot()).collect();
         Status {
             release: env!("CARGO_PKG_VERSION").into(),
@@ -236,10 +240,10 @@ impl Monitor {
             log_end: view.log_end,
             acked: view.acked,
             executed: view.executed,
-            lag: Lag {
+            lag: pair.map_or(Lag::default(), |view| Lag {
                 records: view.log_end.saturating_sub(view.executed),
                 positions: view.lag_positions,
-            },
+            }),
             held_outputs: gates
                 .iter()
                 .map(|gate| gate.held.saturating_add(gate.unread))
@@ -247,16 +251,8 @@ impl Monitor {
             released_outputs: gates.iter().map(|gate| gate.released).sum(),
             log_bytes: view.log_bytes,
             input_bytes: view.input_bytes,
-            lease_ms_left: view
-                .lease_until_ns
-                .map(|until| until.saturating_sub(now) / 1_000_000),
-            peer: Some(Peer {
-                node: slow.peer.0.clone(),
-                address: slow.peer.1.clone(),
-                connected: slow.connected,
-                lost: slow.lost.clone(),
-                rtt_us: view.rtt_us,
-            }),
+            lease_ms_left: slow.lease_ms_left(&view, boottime()),
+            peer: Some(slow.peer(pair.and_then(|view| view.rtt_us))),
             spares: self
                 .others
                 .iter()
@@ -285,6 +281,28 @@ impl Monitor {
     }
 }
 
+impl Slow {
+    /// The lease of a pair that is over still counts until its end, but not for a host that is alone or has halted.
+    fn lease_ms_left(&self, view: &PairView, now: Moment) -> Option<u64> {
+        let left = view.lease_until_ns?.saturating_sub(now.as_nanos());
+        let counts = match self.pair {
+            Some(_) => true,
+            None => left > 0 && matches!(self.role, Role::Primary | Role::TakingOver),
+        };
+        counts.then_some(left / 1_000_000)
+    }
+
+    fn peer(&self, rtt_us: Option<u64>) -> Peer {
+        Peer {
+            node: self.peer.0.clone(),
+            address: self.peer.1.clone(),
+            connected: self.connected,
+            lost: self.lost.clone(),
+            rtt_us,
+        }
+    }
+}
+
 /// CLOCK_REALTIME in nanoseconds.
 #[must_use]
 pub fn unix_ns() -> u64 {
@@ -304,5 +322,106 @@ fn describe(probe: &DeviceProbe) -> Device {
         kind: probe.kind.into(),
         alive: probe.alive.is_given(),
         pid: probe.pid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(node: &str) -> (String, String) {
+        (node.into(), format!("{node}:7001"))
+    }
+
+    fn monitor() -> Arc<Monitor> {
+        Monitor::new("shop", "a", named("b"), vec![named("b"), named("c")])
+    }
+
+    /// A pair in which a second is left of the lease.
+    fn pair() -> Option<PairProbe> {
+        let lease_until_ns = Some(boottime().as_nanos() + 1_000_000_000);
+        Some(Box::new(move || PairView {
+            log_end: 9,
+            acked: 8,
+            executed: 7,
+            log_bytes: 90,
+            lag_positions: 3,
+            lease_until_ns,
+            rtt_us: Some(80),
+            ..PairView::default()
+        }))
+    }
+
+    fn protected() -> Arc<Monitor> {
+        let monitor = monitor();
+        monitor.note(What::PeerConnected);
+        monitor.set_pair(pair());
+        monitor.set_role(Role::Primary, Term::new(1));
+        monitor
+    }
+
+    fn lose(monitor: &Monitor) {
+        monitor.peer_lost(&PeerLost::Silent(Duration::from_millis(120)));
+        monitor.set_role(Role::TakingOver, Term::new(1));
+        monitor.set_pair(None);
+    }
+
+    #[test]
+    fn a_protected_primary_tells_lease_lag_and_round_trip() {
+        let status = protected().status();
+        let peer = status.peer.unwrap();
+        assert!((1..=1000).contains(&status.lease_ms_left.unwrap()));
+        assert_eq!((status.lag.records, status.lag.positions), (2, 3));
+        assert_eq!((peer.connected, peer.rtt_us), (true, Some(80)));
+    }
+
+    #[test]
+    fn a_primary_that_survived_its_backup_tells_of_the_log_and_why_but_of_no_lease_lag_or_round_trip() {
+        let monitor = protected();
+        lose(&monitor);
+        monitor.set_role(Role::Alone, Term::new(2));
+
+        let status = monitor.status();
+        let peer = status.peer.unwrap();
+        assert_eq!((status.lease_ms_left, status.lag), (None, Lag::default()));
+        assert_eq!((peer.connected, peer.rtt_us), (false, None));
+        assert_eq!(peer.lost.unwrap(), "The other host was silent for 120ms");
+        assert_eq!((status.log_end, status.acked, status.executed), (9, 8, 7));
+        assert_eq!(status.log_bytes, 90);
+    }
+
+    #[test]
+    fn a_primary_that_lost_its_backup_may_speak_until_its_lease_is_over_and_says_so() {
+        let monitor = protected();
+        lose(&monitor);
+        assert!(monitor.status().lease_ms_left.is_some());
+
+        monitor.slow().last_view.lease_until_ns = Some(1);
+        assert_eq!(monitor.status().lease_ms_left, None);
+    }
+
+    #[test]
+    fn a_peer_that_comes_back_is_not_lost_any_more() {
+        let monitor = protected();
+        lose(&monitor);
+        monitor.set_role(Role::Alone, Term::new(2));
+
+        monitor.set_peer(named("b"));
+        assert!(monitor.status().peer.unwrap().lost.is_some());
+        monitor.set_pair(pair());
+        monitor.note(What::PeerConnected);
+
+        let peer = monitor.status().peer.unwrap();
+        assert_eq!((peer.connected, peer.lost), (true, None));
+    }
+
+    #[test]
+    fn a_pair_that_ended_before_it_was_noted_is_not_connected_for_ever() {
+        let monitor = monitor();
+        monitor.set_pair(pair());
+        monitor.note(What::PeerLost);
+        monitor.note(What::PeerConnected);
+        monitor.set_pair(None);
+        assert!(!monitor.status().peer.unwrap().connected);
     }
 }

@@ -136,8 +136,10 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
         (StartRole::Primary, false) => live::start_protected(&mut host, ports),
         (StartRole::Backup, _) => shadow::start(&mut host, ports),
         (StartRole::Spare, _) => standby::start(&mut host, ports),
-    }?;
-    match ended {
+    };
+    // Last of all: whoever waits for a snapshot hears what came of it.
+    host.errands.close();
+    match ended? {
         Ended::Stopped | Ended::Guest(End::PowerOff) => Ok(ExitCode::SUCCESS),
         Ended::Guest(End::Halt) => {
             anyhow::bail!("The guest halted with interrupts off; nothing will ever wake it")
@@ -288,8 +290,21 @@ impl Host {
     }
 }
 
-/// A spare is no one of the two that power the VM on.
+/// A spare is no one of the two that power the VM on, and a backup gets all that it has from its primary.
 fn check_role(options: &RunOptions, node: &Node) -> anyhow::Result<()> {
+    let is_primary = options.role == StartRole::Primary;
+    if options.from.is_some() && !(is_primary && options.alone) {
+        bail!(
+            "Only a host that starts alone goes on from a snapshot: start this one with `--role primary --alone --from FILE`, \
+             or take --from out and start a backup for it later, with `lockstep standby`"
+        );
+    }
+    if options.alone && !is_primary {
+        bail!(
+            "A backup is never alone: take --alone out, or start this host with `--role primary --alone` if it is to run the \
+             VM unprotected"
+        );
+    }
     if node.is_spare && options.role != StartRole::Spare && !options.alone {
         bail!(
             "Node {} is a spare in {}: start it with `lockstep standby`, or take `spare = true` out there and give it to another",

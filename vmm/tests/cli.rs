@@ -1,4 +1,5 @@
 //! `lockstep` as a user types it: help, refusals, exit codes. Nothing here starts a VM.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -7,7 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
+use lockstep_quic::dates::Validity;
+use lockstep_quic::identity::Identity;
 use lockstep_vmm::status::{Lag, Role, Status};
 
 fn lockstep(arguments: &[&str]) -> Output {
@@ -137,6 +141,35 @@ fn an_unknown_node_is_told_with_the_known_ones() {
     );
 }
 
+/// Runs node a of the good configuration with these arguments, which must be refused: what is said.
+fn refused_run(arguments: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    fs::write(&path, CONFIG).unwrap();
+    let run = ["run", "--config", text(&path), "--node", "a"];
+    let output = lockstep(&[&run[..], arguments].concat());
+    assert_eq!(output.status.code(), Some(1));
+    stderr(&output)
+}
+
+#[test]
+fn a_backup_that_is_to_be_alone_is_told_what_to_leave_out() {
+    let said = refused_run(&["--role", "backup", "--alone"]);
+    assert!(
+        said.starts_with("lockstep: A backup is never alone: take --alone out"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_backup_that_is_to_start_from_a_snapshot_is_told_who_does_so() {
+    let said = refused_run(&["--role", "backup", "--alone", "--from", "vm.snapshot"]);
+    assert!(
+        said.starts_with("lockstep: Only a host that starts alone goes on from a snapshot"),
+        "{said}"
+    );
+}
+
 #[test]
 fn keys_are_private_and_never_written_over_unasked() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,6 +216,56 @@ fn check_names_a_remedy_for_every_line_that_fails() {
             .iter()
             .all(|line| line["verdict"] == "ok" || line["remedy"].is_string()),
         "{report:#}"
+    );
+}
+
+/// The good configuration with node c as a spare.
+fn with_spare() -> String {
+    let b = CONFIG.split_once("[node.b]").unwrap().1;
+    let c = b
+        .replace("127.0.0.1:1", "127.0.0.1:2")
+        .replace("keys/b", "keys/c")
+        .replace("run/b", "run/c");
+    format!("{CONFIG}[node.c]\nspare = true\n{c}")
+}
+
+#[test]
+fn check_tells_of_every_host_whose_certificate_is_missing_or_expired() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, keys) = (dir.path().join("vm.toml"), dir.path().join("keys"));
+    fs::write(&path, with_spare()).unwrap();
+    assert!(
+        lockstep(&["keys", "--dir", text(&keys), "a", "b"])
+            .status
+            .success()
+    );
+    let line = |name: &str| {
+        let output = lockstep(&["check", "--json", "--config", text(&path), "--node", "a"]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let lines = report["lines"].as_array().unwrap();
+        lines.iter().find(|line| line["name"] == name).cloned().unwrap()
+    };
+    assert_eq!(line("certificate of b")["verdict"], "ok");
+    let missing = line("certificate of c");
+    assert_eq!(
+        (&missing["verdict"], &missing["remedy"]),
+        (&"fail".into(), &"Copy it here from the host of c".into())
+    );
+
+    let long_ago = Validity {
+        from: SystemTime::UNIX_EPOCH,
+        until: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+    };
+    let expired = Identity::generate("c", long_ago).unwrap();
+    fs::write(keys.join("c.crt"), expired.certificate).unwrap();
+    let expired = line("certificate of c");
+    assert_eq!(expired["verdict"], "fail");
+    assert!(
+        expired["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("lockstep keys --force"),
+        "{expired:#}"
     );
 }
 

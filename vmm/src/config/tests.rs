@@ -116,13 +116,54 @@ fn a_lease_that_outlives_the_timeout_is_refused() {
     );
 }
 
+fn timed(pair: &str) -> Result<Config, ConfigError> {
+    parse(&GOOD.replacen("[arbiter]", &format!("[pair]\n{pair}\n[arbiter]"), 1))
+}
+
 #[test]
 fn a_heartbeat_that_is_too_slow_for_the_lease_is_refused() {
-    let error = refusal("[arbiter]", "[pair]\nheartbeat_ms = 60\n[arbiter]");
+    let error = timed("heartbeat_ms = 60").unwrap_err().to_string();
     assert!(
-        error.contains("`pair.heartbeat_ms`: must be at most half"),
+        error.contains("`pair.heartbeat_ms`: must be below half of pair.lease_ms, which is 100"),
         "{error}"
     );
+}
+
+#[test]
+fn a_heartbeat_of_half_the_lease_is_refused_here_and_not_when_the_hosts_meet() {
+    let error = timed("heartbeat_ms = 50").unwrap_err().to_string();
+    assert!(
+        error.starts_with("/etc/lockstep/vm.toml:12: `pair.heartbeat_ms`: must be below half"),
+        "{error}"
+    );
+    assert!(timed("heartbeat_ms = 49").is_ok());
+}
+
+#[test]
+fn a_heartbeat_of_nothing_and_a_timeout_longer_than_hosts_agree_to_are_refused() {
+    let error = timed("heartbeat_ms = 0").unwrap_err().to_string();
+    assert!(
+        error.ends_with("`pair.heartbeat_ms`: must be at least 1"),
+        "{error}"
+    );
+    let error = timed("timeout_ms = 60001").unwrap_err().to_string();
+    assert!(
+        error.ends_with("`pair.timeout_ms`: must be at most 60000"),
+        "{error}"
+    );
+    assert!(timed("timeout_ms = 60000").is_ok());
+}
+
+#[test]
+fn a_micro_guest_without_a_network_is_refused_and_one_without_a_disk_is_not() {
+    let net = "[vm.net]\nmac = \"52:54:00:4c:53:01\"\n";
+    let error = refusal(net, "");
+    assert!(
+        error.starts_with("/etc/lockstep/vm.toml:3: `vm.net`: is missing, but the micro guest"),
+        "{error}"
+    );
+    assert!(parse(&GOOD.replace(net, "").replace("guest = \"micro\"", LINUX)).is_ok());
+    assert!(parse(&GOOD.replace("[vm.disk]\nmode = \"shared\"\n", "")).is_ok());
 }
 
 #[test]

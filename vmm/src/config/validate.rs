@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep_protocol::limits::{MAX_TIMEOUT, MIN_HEARTBEAT};
+use lockstep_protocol::session::{BadTiming, Timing};
 use toml::Spanned;
 
 use super::digest::digest;
@@ -123,10 +125,16 @@ fn vm(at: &Source<'_>, raw: raw::Vm) -> Result<Vm, ConfigError> {
             at.refuse(value.span().start, "vm.vcpus", problem)
         })?,
     };
+    let guest = guest(at, raw.guest, raw.kernel, raw.initrd)?;
+    if guest == Guest::Micro && raw.net.is_none() {
+        let problem = "is missing, but the micro guest does nothing without a network; write [vm.net] with a mac, as in \
+                       mac = \"52:54:00:4c:53:01\"";
+        return Err(at.refuse(raw.name.span().start, "vm.net", problem));
+    }
     Ok(Vm {
         vcpus,
         name: raw.name.into_inner(),
-        guest: guest(at, raw.guest, raw.kernel, raw.initrd)?,
+        guest,
         console: match raw.console {
             raw::Console::Log => ConsoleMode::Log,
             raw::Console::Stdio => ConsoleMode::Stdio,
@@ -199,14 +207,6 @@ fn pair(at: &Source<'_>, raw: &raw::Pair) -> Result<Pair, ConfigError> {
             Err(at.refuse(value.span().start, key, problem))
         }
     };
-    let heartbeat = value(
-        "pair.heartbeat_ms",
-        &raw.heartbeat_ms,
-        HEARTBEAT_MS_DEFAULT,
-        TIMER_MS,
-    )?;
-    let timeout = value("pair.timeout_ms", &raw.timeout_ms, TIMEOUT_MS_DEFAULT, TIMER_MS)?;
-    let lease = value("pair.lease_ms", &raw.lease_ms, LEASE_MS_DEFAULT, TIMER_MS)?;
     let window = value(
         "pair.log_window_kib",
         &raw.log_window_kib,
@@ -219,34 +219,68 @@ fn pair(at: &Source<'_>, raw: &raw::Pair) -> Result<Pair, ConfigError> {
         STALL_LIMIT_MS_DEFAULT,
         STALL_LIMIT_MS,
     )?;
-    let offset = |value: &Option<Spanned<u64>>| value.as_ref().map_or(0, |value| value.span().start);
-    if lease >= timeout {
-        let problem = format!(
-            "must be below pair.timeout_ms, which is {timeout}: the backup may only go live when the lease is over"
-        );
-        return Err(at.refuse(
-            offset(&raw.lease_ms).max(offset(&raw.timeout_ms)),
-            "pair.lease_ms",
-            problem,
-        ));
-    }
-    if heartbeat * 2 > lease {
-        let problem = format!(
-            "must be at most half of pair.lease_ms, which is {lease}: one late heartbeat must not stop the outputs"
-        );
-        return Err(at.refuse(
-            offset(&raw.heartbeat_ms).max(offset(&raw.lease_ms)),
-            "pair.heartbeat_ms",
-            problem,
-        ));
-    }
+    let Timing {
+        heartbeat,
+        timeout,
+        lease,
+    } = timing(at, raw)?;
     Ok(Pair {
-        heartbeat: Duration::from_millis(heartbeat),
-        timeout: Duration::from_millis(timeout),
-        lease: Duration::from_millis(lease),
+        heartbeat,
+        timeout,
+        lease,
         log_window_bytes: window << 10,
         stall_limit: Duration::from_millis(stall),
     })
+}
+
+/// What the hosts would refuse when they meet, or when a VM was copied already, is refused here: exactly that.
+fn timing(at: &Source<'_>, raw: &raw::Pair) -> Result<Timing, ConfigError> {
+    let (heartbeat_ms, timeout_ms, lease_ms) = (&raw.heartbeat_ms, &raw.timeout_ms, &raw.lease_ms);
+    let or = |value: &Option<Spanned<u64>>, default| {
+        let millis = value
+            .as_ref()
+            .map(|value| Duration::from_millis(*value.get_ref()));
+        millis.unwrap_or(default)
+    };
+    let default = Timing::default();
+    let timing = Timing {
+        heartbeat: or(heartbeat_ms, default.heartbeat),
+        timeout: or(timeout_ms, default.timeout),
+        lease: or(lease_ms, default.lease),
+    };
+    let Err(bad) = timing.check() else {
+        return Ok(timing);
+    };
+    let offset = |value: &Option<Spanned<u64>>| value.as_ref().map_or(0, |value| value.span().start);
+    let (key, offset, problem) = match bad {
+        BadTiming::HeartbeatTooShort(_) => (
+            "pair.heartbeat_ms",
+            offset(heartbeat_ms),
+            format!("must be at least {}", MIN_HEARTBEAT.as_millis()),
+        ),
+        BadTiming::LeaseTooShort { lease, .. } => (
+            "pair.heartbeat_ms",
+            offset(heartbeat_ms).max(offset(lease_ms)),
+            format!(
+                "must be below half of pair.lease_ms, which is {}: one late heartbeat must not stop the outputs",
+                lease.as_millis()
+            ),
+        ),
+        BadTiming::LeaseOutlivesTimeout { timeout, .. } => (
+            "pair.lease_ms",
+            offset(lease_ms).max(offset(timeout_ms)),
+            format!(
+                "must be below pair.timeout_ms, which is {}: the backup may only go live when the lease is over",
+                timeout.as_millis()
+            ),
+        ),
+        BadTiming::TimeoutTooLong(_) => (
+            "pair.timeout_ms",
+            offset(timeout_ms),
+            format!("must be at most {}", MAX_TIMEOUT.as_millis()),
+        ),
+    };
+    Err(at.refuse(offset, key, problem))
 }
 
 fn arbiter(at: &Source<'_>, raw: Spanned<raw::Arbiter>) -> Result<Arbiter, ConfigError> {
@@ -312,10 +346,6 @@ const CMDLINE_MAX: usize = 2048;
 const MEMORY_MIB_DEFAULT: u32 = 64;
 /// The micro guest needs some; its devices sit just above 3.25 GiB.
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 16..=3072;
-const HEARTBEAT_MS_DEFAULT: u64 = 20;
-const TIMEOUT_MS_DEFAULT: u64 = 120;
-const LEASE_MS_DEFAULT: u64 = 100;
-const TIMER_MS: (u64, u64) = (1, 600_000);
 const STALL_LIMIT_MS_DEFAULT: u64 = 2;
 const STALL_LIMIT_MS: (u64, u64) = (1, 1000);
 const LOG_WINDOW_KIB_DEFAULT: u64 = 16 * 1024;

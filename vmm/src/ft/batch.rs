@@ -143,13 +143,20 @@ impl Batch {
 
     fn gather_completions(&mut self, port: &mut DevicePort, rings: &[Ring]) {
         while port.is_alive() && self.has_room() {
-            match port.staging.pop_completion(&mut self.scratch) {
+            let answer = match port.pop_answer(&mut self.scratch) {
+                Ok(Some(answer)) => answer,
                 Ok(None) => return,
-                Ok(Some(Staged::Completion { queue, head })) => {
+                Err(fault) => return port.fail(&fault),
+            };
+            match (port.kind(), answer) {
+                (DeviceKind::Blk, Staged::Completion { queue, head }) => {
                     self.plan_completion(port, rings, queue, head)
                 }
-                Ok(Some(Staged::Returned { queue, count })) => self.count_returned(port, rings, queue, count),
-                Err(fault) => port.fail(&fault),
+                (DeviceKind::Net, Staged::Returned { queue, count }) => {
+                    self.count_returned(port, rings, queue, count)
+                }
+                // Both of one chain would be one too many.
+                _ => port.fail(&Strange("what its kind of device does not say")),
             }
         }
     }

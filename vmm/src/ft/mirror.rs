@@ -157,7 +157,7 @@ impl Mirror {
     /// Takes in what the process says.
     fn hear(&mut self, port: &mut DevicePort) {
         while port.is_alive() {
-            match port.staging.pop_completion(&mut self.scratch) {
+            match port.pop_answer(&mut self.scratch) {
                 Ok(None) => return,
                 Ok(Some(Staged::Completion { queue, head })) if self.open.remove(&(queue, head)) => {
                     match Mirrored::from_bytes(&self.scratch) {

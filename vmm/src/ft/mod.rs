@@ -18,5 +18,6 @@ pub mod port;
 pub mod record;
 pub mod replay;
 pub mod takeover;
+mod unanswered;
 pub mod wait;
 pub mod watch;

@@ -2,11 +2,13 @@
 //!
 //! The recorder takes inputs out of it and puts orders in; takeover changes its mode. It never touches guest memory.
 
+use super::unanswered::Unanswered;
 use crate::machine::{Exit, Machine};
 use crate::virtio::frontend::{FrontEnd, FrontendError};
 use crate::virtio::mmio::{DeviceKind, MmioDevice};
 use lockstep_protocol::ids::{DeviceId, Head, LogOffset, QueueIndex};
 use lockstep_protocol::outbox::Gate;
+use lockstep_staging::Fault;
 use lockstep_staging::changes::{ChangesReader, PairingId};
 use lockstep_staging::gate::{GateWriter, Mode};
 use lockstep_staging::message::{DeviceFacts, ImageDigest, Order, Staged, VmmFacts};
@@ -26,6 +28,9 @@ const NAP: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 1_000_000,
 };
+
+/// How long the process may take to finish what a driver had asked of it that has reset its device; the guest stands still.
+const RESET_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a device process cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,7 @@ pub struct DevicePort {
     pub(super) frame: Vec<u8>,
     /// Chains the device process is done with and that were not yet given back, per queue.
     pub(super) returned: Vec<u16>,
+    unanswered: Unanswered,
 }
 
 impl DevicePort {
@@ -100,6 +106,7 @@ impl DevicePort {
             alive: Liveness::new(kind),
             frame: Vec::new(),
             returned: vec![0; queues],
+            unanswered: Unanswered::of(kind),
         })
     }
 
@@ -190,14 +197,45 @@ impl DevicePort {
         }
     }
 
-    /// Takes the queues back after the guest reset the device.
+    /// Takes the queues back after the guest reset the device: first the process finishes what it has. An answer to the driver
+    /// before could be taken for one to the next, and a chain read from where the next has put its own.
     pub fn deactivate(&mut self) {
+        self.finish_orders();
         let queues = self.returned.len();
         self.returned.fill(0);
         self.frame.clear();
         if let Err(error) = self.frontend.deactivate(queues) {
             self.fail(&error);
         }
+    }
+
+    fn finish_orders(&mut self) {
+        self.flush();
+        let deadline = Instant::now() + RESET_WAIT;
+        let mut bytes = Vec::new();
+        while self.is_alive() && !self.unanswered.is_empty() {
+            match self.pop_answer(&mut bytes) {
+                Ok(Some(_)) => {}
+                Ok(None) if Instant::now() > deadline => {
+                    tracing::warn!(device = ?self.kind, "The guest has reset a device that does not come to rest");
+                    self.unanswered.forget();
+                }
+                Ok(None) => self.nap(),
+                Err(fault) => self.fail(&fault),
+            }
+        }
+    }
+
+    /// The next thing that the process says of what it was ordered.
+    ///
+    /// # Errors
+    /// When it breaks the rules of staging.
+    pub(super) fn pop_answer(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Staged>, Fault> {
+        let answer = self.staging.pop_completion(bytes)?;
+        if let Some(answer) = &answer {
+            self.unanswered.handle_answer(answer);
+        }
+        Ok(answer)
     }
 
     /// Makes sure that the next frame, if there is one, is in `frame`.
@@ -215,7 +253,7 @@ impl DevicePort {
     pub fn order(&mut self, queue: QueueIndex, head: Head, needs: LogOffset) {
         while self.is_alive() {
             match self.staging.push_order(Order { queue, head, needs }) {
-                Ok(()) => return,
+                Ok(()) => return self.unanswered.add(queue, head),
                 Err(PushError::Full) => {
                     self.staging.flush_orders();
                     self.nap();
@@ -257,7 +295,7 @@ impl DevicePort {
             .collect();
         let mut bytes = Vec::new();
         while !left.is_empty() && self.is_alive() && Instant::now() < deadline {
-            match self.staging.pop_completion(&mut bytes) {
+            match self.pop_answer(&mut bytes) {
                 Ok(Some(Staged::Completion { queue, head })) => drop(left.remove(&(queue, head))),
                 Ok(Some(Staged::Returned { .. })) => {}
                 Ok(None) => self.nap(),

@@ -255,6 +255,11 @@ impl Replayer {
         self.counts.add(pages, end);
         self.source.executed(machine.position());
         if heals {
+            // What its drivers did since it strayed no exit tells.
+            for port in &mut self.ports {
+                port.deactivate();
+                port.adopt(machine);
+            }
             self.counts.heals += 1;
             self.source.healed();
             tracing::warn!(position = %machine.position(), "This host's copy of the VM is healed");

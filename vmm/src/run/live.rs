@@ -67,7 +67,7 @@ pub(super) struct Live {
 pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let began = boottime();
     let last = start::last_term(host)?;
-    start::check_nobody_else_lives(host, &last)?;
+    start::check_nobody_else_lives(host, &last, false)?;
     let term = start::claim_first(host, last.term)?;
     start::outlast_leases(host, &last, began);
     ports.iter().for_each(DevicePort::go_live_alone);
@@ -96,12 +96,13 @@ pub(super) fn start_alone(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Re
 /// Powers the VM on once the backup is there and the term is claimed.
 pub(super) fn start_protected(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
+    start::check_nobody_else_lives(host, &last, true)?;
     let pair = PrimarySide::connect(
         start::pair_config(host, &ports, message::Role::Primary, &last)?,
         host.context(&ports),
     )?;
     host.monitor.note(What::PeerConnected);
-    // Only now: a host that answers as a backup is certainly not live.
+    // Only now: a host that answers as a backup is certainly not live, and no third one holds the last term.
     let term = start::claim_first(host, last.term)?;
     pair.open_gates();
     host.monitor.set_pair(Some(pair.probe()));
@@ -190,7 +191,7 @@ impl Live {
                 return Ok(Some(Ended::Stopped));
             }
             // Before the sleep of a guest that idles: it may be a long one.
-            self.listen_for_spares(host)?;
+            self.listen_for_spares(host);
             match self.recorder.window(&mut host.machine, exit, &host.stop) {
                 Ok(()) => break,
                 Err(error) => self.survive(host, error)?,

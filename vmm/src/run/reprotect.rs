@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// How long a spare that holds everything may take to begin the session; the guest stands still meanwhile.
 const SESSION_WAIT: Duration = Duration::from_secs(2);
 
+/// How long to wait before trying again to let spares in, where this host could not.
+const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+
 /// How long the disk may take to finish what the guest has asked of it; the guest stands still meanwhile.
 const DISK_WAIT: Duration = Duration::from_secs(5);
 
@@ -32,6 +35,8 @@ const DISK_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Search {
     source: Option<Source>,
+    /// When to try again, where this host could not.
+    again: Option<Instant>,
     /// Waits for a window in which the machine can be captured.
     handover: Option<Handover>,
 }
@@ -61,20 +66,27 @@ impl Search {
         }
         Some(Self {
             source: None,
+            again: None,
             handover: None,
         })
     }
 
-    /// Listens for spares, if it does not yet.
-    fn listen(&mut self, host: &Host, live: &Live) -> anyhow::Result<()> {
-        if self.source.is_none() {
-            let attention = live.recorder.attention().clone();
-            let progress = Arc::clone(host.monitor.copying());
-            let config = start::state_config(host, live.recorder.ports(), message::Role::Primary, live.term)?;
-            let source = Source::open(config, host.waker.clone(), attention, progress);
-            self.source = Some(source.context("Cannot start a thread")?);
+    /// Listens for spares, if it does not yet. The VM that this host runs may be the last one: what is wrong here is said, and
+    /// tried again.
+    fn listen(&mut self, host: &Host, live: &Live) {
+        if self.source.is_some() || self.again.is_some_and(|again| Instant::now() < again) {
+            return;
         }
-        Ok(())
+        match open(host, live) {
+            Ok(source) => self.source = Some(source),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "No spare can be let in, so nothing protects the VM; trying again from time to time"
+                );
+                self.again = Some(Instant::now() + LISTEN_AGAIN);
+            }
+        }
     }
 
     /// What the copying thread wants, seen to as far as it needs no standstill.
@@ -93,6 +105,16 @@ impl Search {
     }
 }
 
+fn open(host: &Host, live: &Live) -> anyhow::Result<Source> {
+    let (ports, attention) = (live.recorder.ports(), live.recorder.attention().clone());
+    let progress = Arc::clone(host.monitor.copying());
+    let config = start::state_config(host, ports, message::Role::Primary, live.term, Vec::new())?;
+    let others = host.config.others_of(host.node.name.as_str());
+    let certificates = others.map(|node| node.certificate.clone()).collect();
+    let source = Source::open(config, certificates, host.waker.clone(), attention, progress);
+    source.context("Cannot start a thread")
+}
+
 /// From now on what changes is noted.
 fn track(host: &Host, ports: &[DevicePort]) -> Result<Tracked, CopyError> {
     let mirrored = ports.iter().find(|port| port.is_mirrored());
@@ -109,12 +131,11 @@ fn track(host: &Host, ports: &[DevicePort]) -> Result<Tracked, CopyError> {
 
 impl Live {
     /// Lets spares in from now on, if one is wanted.
-    pub(super) fn listen_for_spares(&mut self, host: &Host) -> anyhow::Result<()> {
+    pub(super) fn listen_for_spares(&mut self, host: &Host) {
         if let Some(mut search) = self.search.take() {
-            search.listen(host, self)?;
+            search.listen(host, self);
             self.search = Some(search);
         }
-        Ok(())
     }
 
     /// Looks for a spare, and hands the VM over to one that is ready. Called in a window that was served.
@@ -147,7 +168,15 @@ impl Live {
                 self.search = Some(search);
                 return Ok(());
             }
-            Err(error) => return Err(error).context("The VM cannot be copied"),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "The VM cannot be copied now"
+                );
+                host.monitor.copying().forget();
+                self.search = Some(search);
+                return Ok(());
+            }
         };
         tracing::debug!(after = ?stood_still.elapsed(), "The machine is captured");
         let held = handover.finish(captured);
@@ -173,7 +202,10 @@ impl Live {
     /// Begins a term with a spare that holds everything.
     fn pair_with(&mut self, host: &mut Host, held: &Held) -> anyhow::Result<Paired> {
         let start = self.recorder.log_end();
-        let peer = host.config.node(held.spare.as_str())?.clone();
+        let peer = match host.config.node(held.spare.as_str()) {
+            Ok(peer) => peer.clone(),
+            Err(error) => return Ok(Paired::No(error.into())),
+        };
         host.face(&peer);
         for port in self.recorder.ports() {
             port.gate().await_backup(start);

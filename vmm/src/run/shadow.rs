@@ -33,6 +33,7 @@ const RUN_MAX: Duration = Duration::from_secs(10);
 /// Waits for the primary and follows it.
 pub(super) fn start(host: &mut Host, ports: Vec<DevicePort>) -> anyhow::Result<Ended> {
     let last = start::last_term(host)?;
+    start::check_nobody_else_lives(host, &last, true)?;
     let pair = BackupSide::listen(
         start::pair_config(host, &ports, message::Role::Backup, &last)?,
         host.context(&ports),

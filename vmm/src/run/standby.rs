@@ -2,6 +2,7 @@
 //! backup like any other from then on.
 
 use super::shadow::Shadow;
+use super::start::LastTerm;
 use super::{Ended, Host, start};
 use crate::config::Node;
 use crate::ft::pair::BackupSide;
@@ -12,9 +13,10 @@ use crate::memory;
 use crate::status::{Role, What};
 use crate::transfer::disk::intake::DiskIntake;
 use crate::transfer::intake::{self, IntakeError};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use lockstep_protocol::ids::Term;
 use lockstep_protocol::message::{self, Hello};
+use lockstep_quic::identity::PinnedPeer;
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::StateReceiver;
 use std::path::Path;
@@ -41,17 +43,15 @@ pub(super) fn start(host: &mut Host, mut ports: Vec<DevicePort>) -> anyhow::Resu
         );
     }
     host.monitor.set_role(Role::Standby, Term::ZERO);
-    host.stop.heed();
     let others: Vec<Node> = host.config.others_of(host.node.name.as_str()).cloned().collect();
     let mut told = String::new();
     let mut touched = GuestAddress(0);
     for other in others.iter().cycle() {
-        if host.stop.is_asked() {
-            return Ok(Ended::Stopped);
-        }
         host.face(other);
         match take_in(host, &mut ports) {
             Ok(pair) => {
+                // Up to here a request to stop ends the process at once: a copy that is cut off protects nobody yet.
+                host.stop.heed();
                 let replayer = Replayer::new(Box::new(pair.source()), ports, host.config.vm.memory_bytes());
                 return Shadow { replayer, pair }.run(host);
             }
@@ -85,7 +85,8 @@ fn settle_for(host: &Host, error: anyhow::Error, told: &mut String) -> anyhow::R
 
 /// Takes a VM in and begins to follow its log.
 fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSide> {
-    let config = start::state_config(host, ports, message::Role::Backup, Term::ZERO)?;
+    let peers = vec![PinnedPeer::load(&host.peer.certificate)?];
+    let config = start::state_config(host, ports, message::Role::Backup, Term::ZERO, peers)?;
     let mut source = StateReceiver::dial(&config)?;
     if own_image(host, ports).is_some() {
         check_holder(host, source.peer())?;
@@ -107,9 +108,6 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     tracing::debug!(after = ?stood_still.elapsed(), "The machine is made");
     for port in ports.iter_mut() {
         port.adopt(&host.machine);
-        if let Some(id) = taken.pairing {
-            port.begin_pairing(id);
-        }
     }
     let term = source.peer().term;
     let mut config = start::next_pair_config(host, ports, message::Role::Backup, Term::ZERO)?;
@@ -130,6 +128,12 @@ fn take_in(host: &mut Host, ports: &mut [DevicePort]) -> anyhow::Result<BackupSi
     })?;
     // Its end may take a while; the log does not wait for it.
     thread::spawn(move || drop(source));
+    // The primary may not get its term now, and goes on alone: then there is no backup yet.
+    pair.await_log()
+        .map_err(|why| anyhow!("The session ended before the log began ({why})"))?;
+    if let Some(id) = taken.pairing {
+        ports.iter().for_each(|port| port.begin_pairing(id));
+    }
     host.monitor.copying().end(stood_still.elapsed());
     host.monitor.note(What::PeerConnected);
     host.monitor.set_pair(Some(pair.probe()));
@@ -146,10 +150,10 @@ pub(super) fn own_image<'a>(host: &'a Host, ports: &[DevicePort]) -> Option<&'a 
 /// An image is given up only for that of the host that holds the last term: no other one is newer.
 fn check_holder(host: &mut Host, source: &Hello) -> anyhow::Result<()> {
     let last = start::last_term(host)?;
-    let holder = last.holder.as_ref().map(|holder| &holder.node);
-    if holder == Some(&source.node) && last.term.next() == source.term {
+    if is_of_holder(&last, source) {
         return Ok(());
     }
+    let holder = last.holder.as_ref().map(|holder| &holder.node);
     bail!(
         "Node {} offers its disk for term {}, but the arbiter says that term {} is the last one and that {} holds it, so \
          the image of this host stays as it is",
@@ -160,10 +164,55 @@ fn check_holder(host: &mut Host, source: &Hello) -> anyhow::Result<()> {
     )
 }
 
+/// A host that never heard what came of its claim for the term that it offers may hold it already: it will claim it again.
+fn is_of_holder(last: &LastTerm, source: &Hello) -> bool {
+    let holds = last
+        .holder
+        .as_ref()
+        .is_some_and(|holder| holder.node == source.node);
+    holds && (last.term.next() == source.term || last.term == source.term)
+}
+
 /// What the connection says is looked for by its kind.
 fn plain(error: IntakeError) -> anyhow::Error {
     match error {
         IntakeError::Source(error) => error.into(),
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_protocol::ids::{Holder, Incarnation, NodeName};
+
+    fn last(term: u64, node: &str) -> LastTerm {
+        LastTerm {
+            term: Term::new(term),
+            holder: Some(Holder {
+                node: NodeName::new(node).unwrap(),
+                incarnation: Incarnation::new(1),
+            }),
+        }
+    }
+
+    fn offer(term: u64, node: &str) -> Hello {
+        Hello {
+            term: Term::new(term),
+            ..Hello::bare(NodeName::new(node).unwrap(), message::Role::Primary)
+        }
+    }
+
+    #[test]
+    fn an_image_is_given_up_for_that_of_the_holder_even_if_it_never_heard_that_its_claim_was_granted() {
+        assert!(is_of_holder(&last(4, "a"), &offer(5, "a")));
+        assert!(is_of_holder(&last(5, "a"), &offer(5, "a")));
+    }
+
+    #[test]
+    fn an_image_is_not_given_up_for_that_of_a_host_whose_term_is_over() {
+        assert!(!is_of_holder(&last(5, "b"), &offer(5, "a")));
+        assert!(!is_of_holder(&last(4, "b"), &offer(5, "a")));
+        assert!(!is_of_holder(&last(6, "a"), &offer(5, "a")));
     }
 }

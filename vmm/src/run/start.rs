@@ -11,7 +11,7 @@ use lockstep_protocol::ids::{Holder, LogOffset, Term};
 use lockstep_protocol::log::WindowLimit;
 use lockstep_protocol::message::{Digest, Hello, Image, Role};
 use lockstep_protocol::session::Timing;
-use lockstep_protocol::takeover::Verdict;
+use lockstep_protocol::takeover::{Verdict, may_begin};
 use lockstep_protocol::time::Instant as Moment;
 use lockstep_quic::identity::{Identity, PinnedPeer};
 use lockstep_quic::link::PairConfig;
@@ -77,11 +77,15 @@ pub(super) fn last_term(host: &mut Host) -> anyhow::Result<LastTerm> {
     })
 }
 
-/// A host that starts alone must not do so beside a survivor: only the last holder may start without its peer.
-pub(super) fn check_nobody_else_lives(host: &Host, last: &LastTerm) -> anyhow::Result<()> {
+/// Nobody powers the VM on beside a survivor: the holder of the last term is one of the hosts that start (I18).
+pub(super) fn check_nobody_else_lives(host: &Host, last: &LastTerm, with_peer: bool) -> anyhow::Result<()> {
+    let starting = [&host.node.name, &host.peer.name];
+    let starting = if with_peer { &starting[..] } else { &starting[..1] };
     match &last.holder {
-        Some(holder) if holder.node != host.node.name => bail!(
-            "Node {} holds term {} and may still be running the VM; stop it and start that node with --alone instead",
+        Some(holder) if !may_begin(Some(holder), starting) => bail!(
+            "Node {} holds term {} and may still be running the VM; if it is, start `lockstep standby` here. If it is \
+             not, start it there with --alone; if that host is gone for good, give this one the next term first, with \
+             `lockstep-arbiter claim`",
             holder.node,
             last.term
         ),
@@ -158,24 +162,18 @@ pub(super) fn state_config(
     ports: &[DevicePort],
     role: Role,
     term: Term,
+    peers: Vec<PinnedPeer>,
 ) -> anyhow::Result<StateConfig> {
-    let pair = next_pair_config(host, ports, role, term)?;
-    let peers = match role {
-        Role::Primary => host
-            .config
-            .others_of(host.node.name.as_str())
-            .map(|node| PinnedPeer::load(&node.certificate))
-            .collect::<Result<_, _>>()?,
-        Role::Backup => vec![pair.peer],
-    };
+    let hello = hello(host, ports, role, &LastTerm { term, holder: None });
     Ok(StateConfig {
         address: match role {
             Role::Primary => host.node.listen,
             Role::Backup => host.peer.address,
         },
-        identity: pair.identity,
+        identity: Identity::load(&host.node.certificate, &host.node.key)?,
         peers,
-        hello: pair.hello,
+        // What the disk holds is part of what is copied, or shared.
+        hello: Hello { image: None, ..hello },
     })
 }
 

@@ -14,14 +14,16 @@ use crate::memory::GuestRam;
 use crate::state::dirty::WriteTracker;
 use lockstep_image::PairingId;
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
+use lockstep_quic::identity::PinnedPeer;
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait for a spare before looking whether one is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,6 +31,10 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait before listening again, where this host could not.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
+/// How long to wait before looking again for certificates that could not be read.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long it may be unable to before that is said: the session that has just ended needs a moment to leave the address.
+const HUSH: Duration = Duration::from_secs(2);
 
 /// Raised while the copying thread wants something of the vCPU thread, which looks at it in every window.
 #[derive(Clone, Debug, Default)]
@@ -144,13 +150,14 @@ pub(super) struct Line {
 }
 
 impl Source {
-    /// Listens for spares, as soon as the address is free. `waker` ends the vCPU thread's sleep when something is wanted
-    /// of it.
+    /// Listens for spares, as soon as the address is free: those that `config` knows, and those whose `certificates` can be
+    /// read, now or later. `waker` ends the vCPU thread's sleep when something is wanted of it.
     ///
     /// # Errors
     /// When there is no thread to be had.
     pub fn open(
         config: StateConfig,
+        certificates: Vec<PathBuf>,
         waker: Waker,
         attention: Attention,
         progress: Arc<Progress>,
@@ -166,7 +173,7 @@ impl Source {
         };
         thread::Builder::new()
             .name("copy".into())
-            .spawn(move || line.listen(&config))?;
+            .spawn(move || line.listen(&config, &certificates))?;
         Ok(Self {
             requests,
             attention,
@@ -192,15 +199,32 @@ impl Drop for Source {
 
 impl Line {
     /// Until no spare is wanted any more.
-    fn listen(&self, config: &StateConfig) {
+    fn listen(&self, config: &StateConfig, certificates: &[PathBuf]) {
+        let mut obstacle = Obstacle::default();
+        let mut told = String::new();
         while self.is_wanted() {
+            let (config, missing) = with_peers(config, certificates);
+            if missing != told {
+                tell_missing(&missing);
+            }
+            let until = (!missing.is_empty()).then(|| Instant::now() + LOOK_AGAIN);
+            told = missing;
             match StateDoor::open(config.clone()) {
-                Ok(door) => self.serve(&door),
+                Ok(door) => {
+                    if obstacle.is_told {
+                        tracing::info!(at = %config.address, "Spares are let in now");
+                    }
+                    obstacle = Obstacle::default();
+                    self.serve(&door, until);
+                }
                 Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "Cannot listen for spares yet"
-                    );
+                    let error = sentence(&error);
+                    if obstacle.is_to_be_told(&error, Instant::now()) {
+                        tracing::warn!(
+                            error,
+                            "No spare can be let in, so nothing protects the VM; trying again until one can"
+                        );
+                    }
                     thread::sleep(TRY_AGAIN);
                 }
             }
@@ -218,9 +242,9 @@ impl Line {
         }
     }
 
-    /// Admits one spare after the other. The run loop wants none any more when one protects the VM.
-    fn serve(&self, door: &StateDoor) {
-        while self.is_wanted() {
+    /// Admits one spare after the other, for so long. The run loop wants none any more when one protects the VM.
+    fn serve(&self, door: &StateDoor, until: Option<Instant>) {
+        while self.is_wanted() && until.is_none_or(|until| Instant::now() < until) {
             let Some(spare) = door.admit(LOOK) else { continue };
             self.progress.begin();
             match self.copy(spare) {
@@ -259,5 +283,90 @@ impl Line {
         self.attention.0.store(true, Ordering::Release);
         self.waker.wake();
         Ok(())
+    }
+}
+
+/// Who may come, and why not everybody may: the certificates of hosts that were never needed here yet may not lie here.
+fn with_peers(config: &StateConfig, certificates: &[PathBuf]) -> (StateConfig, String) {
+    let (mut config, mut missing) = (config.clone(), Vec::new());
+    for path in certificates {
+        match PinnedPeer::load(path) {
+            Ok(peer) => config.peers.push(peer),
+            Err(error) => missing.push(sentence(&error)),
+        }
+    }
+    (config, missing.join("; "))
+}
+
+fn tell_missing(missing: &str) {
+    match missing {
+        "" => tracing::info!("Every spare can be let in now"),
+        error => tracing::warn!(
+            error,
+            "Not every spare can be let in; looking again from time to time"
+        ),
+    }
+}
+
+/// Why this host cannot listen. It is told once, and again when it is something else.
+#[derive(Debug, Default)]
+struct Obstacle {
+    what: String,
+    since: Option<Instant>,
+    is_told: bool,
+}
+
+impl Obstacle {
+    /// Whether the time has come to tell `what` is in the way now.
+    fn is_to_be_told(&mut self, what: &str, now: Instant) -> bool {
+        if self.what != what {
+            *self = Self {
+                what: what.into(),
+                since: Some(now),
+                is_told: false,
+            };
+        }
+        let lasts = |since| now.saturating_duration_since(since) >= HUSH;
+        let is_due = !self.is_told && self.since.is_some_and(lasts);
+        self.is_told |= is_due;
+        is_due
+    }
+}
+
+/// An error and what caused it.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IN_USE: &str = "Another process already uses the address";
+
+    #[test]
+    fn an_address_that_the_last_session_still_leaves_is_nothing_to_tell() {
+        let (mut obstacle, begun) = (Obstacle::default(), Instant::now());
+        assert!(!obstacle.is_to_be_told(IN_USE, begun));
+        assert!(!obstacle.is_to_be_told(IN_USE, begun + HUSH / 2));
+    }
+
+    #[test]
+    fn an_address_that_stays_taken_is_told_once() {
+        let (mut obstacle, begun) = (Obstacle::default(), Instant::now());
+        obstacle.is_to_be_told(IN_USE, begun);
+        assert!(obstacle.is_to_be_told(IN_USE, begun + HUSH));
+        assert!(!obstacle.is_to_be_told(IN_USE, begun + HUSH + TRY_AGAIN));
+        assert!(!obstacle.is_to_be_told(IN_USE, begun + 100 * HUSH));
+    }
+
+    #[test]
+    fn another_obstacle_is_told_too() {
+        let (mut obstacle, begun) = (Obstacle::default(), Instant::now());
+        obstacle.is_to_be_told(IN_USE, begun);
+        obstacle.is_to_be_told(IN_USE, begun + HUSH);
+        assert!(!obstacle.is_to_be_told("The address is none of this host", begun + HUSH));
+        assert!(obstacle.is_to_be_told("The address is none of this host", begun + 2 * HUSH));
     }
 }

@@ -3,7 +3,7 @@
 //! The vCPU notes when it enters and leaves the guest; [`watchdog`](super::watchdog) looks, and asks it to stop where it is.
 //! Noting costs two stores, so it is done for every run.
 
-use std::sync::OnceLock;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub struct Pulse {
     owed: AtomicU64,
     /// The watchdog sleeps until the next run.
     unwatched: AtomicBool,
-    watchdog: OnceLock<Thread>,
+    /// The last one that began: a backup has one, and another when it goes live.
+    watchdog: Mutex<Option<Thread>>,
 }
 
 impl Pulse {
@@ -90,12 +91,11 @@ impl Pulse {
 
     /// The calling thread is the watchdog.
     pub(super) fn adopt_watchdog(&self) {
-        // A pulse has one watchdog in its life.
-        let _ = self.watchdog.set(std::thread::current());
+        *self.watchdog.lock() = Some(std::thread::current());
     }
 
     fn wake_watchdog(&self) {
-        if let Some(watchdog) = self.watchdog.get() {
+        if let Some(watchdog) = &*self.watchdog.lock() {
             watchdog.unpark();
         }
     }

@@ -93,3 +93,29 @@ pub(super) fn handle_stop_signal() -> io::Result<()> {
 
 /// The signal has done its work when it is delivered.
 extern "C" fn interrupted(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(2);
+
+    fn wait_until(holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "it never came to that");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_watchdog_of_a_host_that_went_live_wakes_up_for_a_guest_that_slept() {
+        let pulse = Arc::new(Pulse::default());
+        drop(Watchdog::start(Arc::clone(&pulse), LIMIT).unwrap());
+        let _second = Watchdog::start(Arc::clone(&pulse), LIMIT).unwrap();
+        wait_until(|| pulse.is_unwatched());
+        pulse.enter();
+        wait_until(|| pulse.is_asked());
+        pulse.leave();
+    }
+}

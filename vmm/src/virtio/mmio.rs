@@ -269,7 +269,13 @@ impl MmioDevice {
             return;
         }
         let index = usize::try_from(self.queue_sel).unwrap_or(usize::MAX);
-        let Some(queue) = self.rings.get_mut(index).map(Ring::queue_mut) else {
+        // A queue that is in use stays as it is until a reset: what is in flight belongs to it.
+        let Some(queue) = self
+            .rings
+            .get_mut(index)
+            .filter(|ring| ring.inflight_len() == 0)
+            .map(Ring::queue_mut)
+        else {
             return;
         };
         match register {
@@ -301,6 +307,12 @@ fn half(word: u64, which: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::GuestRam;
+    use std::sync::Arc;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::GuestAddress;
 
     fn device() -> MmioDevice {
         MmioDevice::new(DeviceId::new(1), DeviceKind::Blk, 0x40, vec![1, 2, 3, 4])
@@ -339,6 +351,23 @@ mod tests {
             set(&mut device, regs::VIRTIO_MMIO_QUEUE_NOTIFY, 0),
             MmioDeed::Kick(QueueIndex::new(0))
         );
+    }
+
+    #[test]
+    fn a_queue_in_use_keeps_its_size_until_a_reset() {
+        let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+        let mock = MockSplitQueue::new(&*memory, 8);
+        let buffer = RawDescriptor::from(Descriptor::new(0x8000, 16, 0, 0));
+        mock.build_multiple_desc_chains(&[buffer]).unwrap();
+        let mut device = device();
+        *device.rings[0].queue_mut() = mock.create_queue().unwrap();
+        assert_eq!(device.rings[0].take_kicked(&memory).len(), 1);
+
+        set(&mut device, regs::VIRTIO_MMIO_QUEUE_NUM, 2);
+        assert_eq!(device.rings[0].queue().size(), 8);
+        set(&mut device, regs::VIRTIO_MMIO_STATUS, 0);
+        set(&mut device, regs::VIRTIO_MMIO_QUEUE_NUM, 2);
+        assert_eq!(device.rings[0].queue().size(), 2);
     }
 
     #[test]

@@ -196,18 +196,19 @@ impl Ring {
 impl Chain {
     fn read(chain: DescriptorChain<&GuestRam>) -> Self {
         let head = chain.head_index();
-        let writable = chain.writable().map(|descriptor| Span {
-            address: descriptor.addr().0,
-            length: descriptor.len(),
-        });
-        Self {
-            head,
-            writable: writable.collect(),
+        let mut writable = Vec::new();
+        let add = |address, length| writable.push(Span { address, length });
+        if !for_writable(chain, add) {
+            writable = Vec::new();
         }
+        Self { head, writable }
     }
 
     fn capacity(&self) -> usize {
-        capacity(self.writable.iter().map(|span| span.length))
+        let lengths = self.writable.iter().map(|span| span.length);
+        lengths
+            .map(|length| usize::try_from(length).unwrap_or(usize::MAX))
+            .fold(0, usize::saturating_add)
     }
 
     /// Writes as much of the `pieces` as the writable part takes; a guest's fault shortens it, it never fails the VMM.
@@ -247,10 +248,18 @@ impl Chain {
     }
 }
 
-fn capacity(lengths: impl Iterator<Item = u32>) -> usize {
-    lengths
-        .map(|length| usize::try_from(length).unwrap_or(usize::MAX))
-        .fold(0, usize::saturating_add)
+/// Tells `each` address and length of what the device may write. False for a chain that is longer than a driver may make one
+/// (virtio 1.2, section 2.7.5.3.1): the device may write nothing of that, which bounds what is kept of it.
+fn for_writable(chain: DescriptorChain<&GuestRam>, mut each: impl FnMut(u64, u32)) -> bool {
+    for (index, descriptor) in chain.enumerate() {
+        if index == usize::from(QUEUE_SIZE_MAX) {
+            return false;
+        }
+        if descriptor.is_write_only() {
+            each(descriptor.addr().0, descriptor.len());
+        }
+    }
+    true
 }
 
 /// The capacities of the chains that wait in a ring, in the order in which they will be used.
@@ -264,10 +273,10 @@ impl Iterator for LookAhead {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        self.queue
-            .as_mut()?
-            .pop_descriptor_chain(&*self.memory)
-            .map(|chain| capacity(chain.writable().map(|descriptor| descriptor.len())))
+        let chain = self.queue.as_mut()?.pop_descriptor_chain(&*self.memory)?;
+        let mut room = 0_usize;
+        let add = |_, length| room = room.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+        Some(if for_writable(chain, add) { room } else { 0 })
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 
 use super::Line;
 use crate::chips;
 use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
+use crate::kvm::{API_VERSION, NEEDED};
 
 pub(super) fn check() -> Vec<Line> {
     if !Path::new(KVM).exists() {
@@ -46,11 +47,11 @@ pub(super) fn check() -> Vec<Line> {
 fn capabilities(kvm: &Kvm) -> Line {
     let missing: Vec<_> = NEEDED
         .iter()
-        .filter(|(_, cap)| !kvm.check_extension(*cap))
-        .map(|(name, _)| *name)
+        .filter(|(cap, _)| !kvm.check_extension(*cap))
+        .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
-        let names: Vec<_> = NEEDED.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = NEEDED.iter().map(|(_, name)| *name).collect();
         return Line::ok("kvm capabilities", names.join(", "));
     }
     Line::fail(
@@ -91,12 +92,3 @@ fn stock_kernels() -> Line {
 }
 
 const KVM: &str = "/dev/kvm";
-const API_VERSION: i32 = 12;
-/// What the VMM relies on.
-const NEEDED: [(&str, Cap); 5] = [
-    ("KVM_CAP_USER_MEMORY", Cap::UserMemory),
-    ("KVM_CAP_IMMEDIATE_EXIT", Cap::ImmediateExit),
-    ("KVM_CAP_X86_USER_SPACE_MSR", Cap::X86UserSpaceMsr),
-    ("KVM_CAP_SET_TSS_ADDR", Cap::SetTssAddr),
-    ("KVM_CAP_EXT_CPUID", Cap::ExtCpuid),
-];

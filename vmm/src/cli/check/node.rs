@@ -8,18 +8,21 @@ use std::path::Path;
 
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_arbiter::register::VmName;
-use lockstep_quic::identity::{Identity, PinnedPeer};
+use lockstep_quic::dates::DateError;
+use lockstep_quic::identity::{Identity, IdentityError, PinnedPeer};
 
 use super::{Line, sentence};
 use crate::config::{Arbiter, Config, DiskMode, Guest, Node};
 use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 
-pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
-    let mut lines = vec![
-        own_key(node),
-        pinned("peer's certificate", &peer.certificate),
-        address(node),
-    ];
+pub(super) fn check(config: &Config, node: &Node) -> Vec<Line> {
+    let mut lines = vec![own_key(node)];
+    // Each of them may be the peer one day, and then it is too late to copy a file.
+    lines.extend(config.others_of(node.name.as_str()).map(|other| {
+        let name = other.name.as_str();
+        pinned(&format!("certificate of {name}"), name, &other.certificate)
+    }));
+    lines.push(address(node));
     lines.push(directory(
         "run directory",
         &node.run_dir,
@@ -33,7 +36,7 @@ pub(super) fn check(config: &Config, node: &Node, peer: &Node) -> Vec<Line> {
     }
     lines.extend(images(&config.vm.guest));
     if let Arbiter::Quic { certificate, .. } = &config.arbiter {
-        lines.push(pinned("arbiter's certificate", certificate));
+        lines.push(pinned("arbiter's certificate", "the arbiter", certificate));
     }
     lines.push(arbiter(config, node));
     lines
@@ -78,15 +81,22 @@ fn own_key(node: &Node) -> Line {
     }
 }
 
-fn pinned(name: &str, certificate: &Path) -> Line {
-    match PinnedPeer::load(certificate) {
-        Ok(_) => Line::ok(name, certificate.display().to_string()),
-        Err(error) => Line::fail(
-            name,
-            sentence(&error),
-            "Copy it here from the host that it belongs to",
+/// The certificate of `whom`.
+fn pinned(name: &str, whom: &str, certificate: &Path) -> Line {
+    let error = match PinnedPeer::load(certificate) {
+        Ok(_) => return Line::ok(name, certificate.display().to_string()),
+        Err(error) => error,
+    };
+    let remedy = match &error {
+        IdentityError::Dates(DateError::Expired { .. }) => format!(
+            "Make it and its key anew with lockstep keys --force, copy the .crt to every host and the .key to that of {whom}"
         ),
-    }
+        IdentityError::Dates(DateError::NotYetValid { .. }) => {
+            format!("Set the clocks of this host and of that of {whom}")
+        }
+        _ => format!("Copy it here from the host of {whom}"),
+    };
+    Line::fail(name, sentence(&error), remedy)
 }
 
 fn address(node: &Node) -> Line {

@@ -105,6 +105,14 @@ impl BackupSide {
         self.link.received() > self.start
     }
 
+    /// Waits until a record of this log has come.
+    ///
+    /// # Errors
+    /// When the primary is lost before.
+    pub fn await_log(&self) -> Result<(), PeerLost> {
+        self.link.wait_log(self.start)
+    }
+
     /// How the primary was lost, once it is.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {

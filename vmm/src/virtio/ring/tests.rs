@@ -6,7 +6,9 @@ use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 
+const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
 
 fn memory() -> Arc<GuestRam> {
     Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap())
@@ -41,6 +43,32 @@ fn a_kick_takes_every_available_chain_once() {
     assert_eq!(ring.take_kicked(&memory).len(), 3);
     assert_eq!(ring.take_kicked(&memory).len(), 0);
     assert_eq!(ring.inflight_len(), 3);
+}
+
+#[test]
+fn nothing_is_kept_of_a_chain_that_is_longer_than_a_driver_may_make_one() {
+    const LONG: u16 = QUEUE_SIZE_MAX + 1;
+    let memory = memory();
+    let mock = MockSplitQueue::new(&*memory, 8);
+    // An indirect table in which each descriptor leads to the next; the device may write them all.
+    let table = 0x4000;
+    for index in 0..LONG {
+        let next = if index + 1 < LONG { NEXT } else { 0 };
+        let one = RawDescriptor::from(Descriptor::new(0x8000, 16, WRITE | next, index + 1));
+        memory
+            .write_obj(one, GuestAddress(table + 16 * u64::from(index)))
+            .unwrap();
+    }
+    let head = RawDescriptor::from(Descriptor::new(table, 16 * u32::from(LONG), INDIRECT, 0));
+    mock.build_multiple_desc_chains(&[head]).unwrap();
+    let mut ring = Ring::default();
+    *ring.queue_mut() = mock.create_queue().unwrap();
+
+    assert_eq!(ring.look_ahead(&memory).next(), Some(0));
+    let heads = ring.take_kicked(&memory);
+    assert_eq!(heads.len(), 1);
+    assert!(ring.inflight.iter().all(|chain| chain.writable.is_empty()));
+    assert!(ring.complete(&memory, heads[0], b"nowhere"));
 }
 
 #[test]
