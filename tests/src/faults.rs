@@ -6,6 +6,7 @@
 
 mod judge;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -23,9 +24,11 @@ pub struct Outcome {
     /// Faults that struck.
     faults: u64,
     /// Which, how often.
-    kinds: std::collections::BTreeMap<String, u64>,
+    kinds: BTreeMap<&'static str, u64>,
     /// VMs that were powered on.
     lives: u64,
+    /// Starts of a pair that failed, and were tried again.
+    failed_starts: u64,
     /// Keys whose last look lacks an acknowledged write.
     lost_ops: u64,
     /// Keys about which clients were told what no single server could have told them.
@@ -58,7 +61,7 @@ pub fn run(faults: u32, seed: u64, json: bool) -> anyhow::Result<()> {
         ..Outcome::default()
     };
     campaign(&wish, |life| {
-        outcome.add(&life);
+        let right = outcome.add(life);
         eprintln!(
             "life {} ({:?} disk): {} faults, {} operations; {} faults so far, {} lives went wrong, {:.0} s",
             life.seed,
@@ -69,7 +72,7 @@ pub fn run(faults: u32, seed: u64, json: bool) -> anyhow::Result<()> {
             outcome.failures.len(),
             began.elapsed().as_secs_f64()
         );
-        Ok(())
+        right
     })?;
     outcome.seconds = began.elapsed().as_secs_f64().round();
     if json {
@@ -84,12 +87,14 @@ pub fn run(faults: u32, seed: u64, json: bool) -> anyhow::Result<()> {
 }
 
 impl Outcome {
-    fn add(&mut self, life: &Life) {
+    /// Judges a life; answers whether it was right.
+    fn add(&mut self, life: &Life) -> bool {
         let Verdict { keys, lost, wrong } = judge::judge(&life.operations);
         self.lives += 1;
+        self.failed_starts += life.failed_starts;
         self.faults += life.faults.len() as u64;
         for fault in &life.faults {
-            *self.kinds.entry(kind(fault)).or_default() += 1;
+            *self.kinds.entry(fault.kind).or_default() += 1;
         }
         self.lost_ops += lost.len() as u64;
         self.wrong_replies += wrong.len() as u64;
@@ -98,7 +103,9 @@ impl Outcome {
         self.histories_checked += keys;
         self.operations += life.operations.len() as u64;
         self.longest_wait_ms = self.longest_wait_ms.max(life.longest_wait.as_secs_f64() * 1e3);
-        let story = life.faults.join("; ");
+        let told: Vec<_> = life.faults.iter().map(|fault| fault.told.as_str()).collect();
+        let story = told.join("; ");
+        let complaints = self.failures.len();
         let mut complain = |what: String| {
             let failure = format!("Life {} ({story}): {what}", life.seed);
             eprintln!("{failure}");
@@ -116,13 +123,6 @@ impl Outcome {
         if !wrong.is_empty() {
             complain(format!("keys that were told of wrongly: {wrong:?}"));
         }
+        self.failures.len() == complaints
     }
-}
-
-/// A fault without its numbers.
-fn kind(fault: &str) -> String {
-    let words = fault
-        .split(' ')
-        .filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
-    words.collect::<Vec<_>>().join(" ")
 }

@@ -3,7 +3,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand, value_parser};
 use lockstep_tests::{everyday, faults, fuzz, kill_points, lab, mutants, nightly, qemu, seeds, sim};
 
 /// Suites and chores of the Lockstep workspace
@@ -33,7 +34,7 @@ enum Task {
     /// Play the demo with many seeds: no client may notice, and no outage may last 500 ms
     Seeds {
         /// How many seeds, from 1 on
-        #[arg(long, value_name = "N", default_value_t = 20)]
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u64).range(1..))]
         runs: u64,
         /// Print one JSON object as the last line
         #[arg(long)]
@@ -42,7 +43,7 @@ enum Task {
     /// Run the protocol's own machines through simulated worlds in which everything goes wrong
     Sim {
         /// How many worlds
-        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
         seeds: u64,
         /// The first world's seed
         #[arg(long, value_name = "S", default_value_t = 1)]
@@ -60,10 +61,10 @@ enum Task {
         #[arg(long, value_name = "WORD", default_value = "")]
         only: String,
         /// How long each of them runs
-        #[arg(long, value_name = "N", default_value_t = 60)]
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = value_parser!(u64).range(1..))]
         seconds: u64,
         /// How many run side by side
-        #[arg(long, value_name = "N", default_value_t = 1)]
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
         jobs: usize,
         /// Print one JSON object as the last line
         #[arg(long)]
@@ -90,7 +91,7 @@ enum Task {
     /// Run simulator, model, planted bugs and fuzzer in turn for as long as there is time
     Nightly {
         /// How long
-        #[arg(long, value_name = "N", default_value_t = 480)]
+        #[arg(long, value_name = "N", default_value_t = 480, value_parser = value_parser!(u64).range(1..))]
         minutes: u64,
         /// Print one JSON object as the last line
         #[arg(long)]
@@ -99,7 +100,7 @@ enum Task {
     /// Let the primary die at every k-th record of its log; each time no client may notice
     KillPoints {
         /// How many records to die at
-        #[arg(long, value_name = "N", default_value_t = 200)]
+        #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u64).range(1..))]
         points: u64,
         /// Which workload
         #[arg(long, value_name = "N", default_value_t = 1)]
@@ -114,7 +115,7 @@ enum Task {
     /// Let one fault after the other strike real programs; what clients saw must be one server's doing
     Faults {
         /// How many faults
-        #[arg(long, value_name = "N", default_value_t = 500)]
+        #[arg(long, value_name = "N", default_value_t = 500, value_parser = value_parser!(u32).range(1..))]
         faults: u32,
         /// What happens, and when; a life that went wrong is told again by its own seed
         #[arg(long, value_name = "N", default_value_t = 1)]
@@ -158,5 +159,37 @@ fn main() -> ExitCode {
             eprintln!("cargo xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks_for_something(words: &str) -> bool {
+        Args::try_parse_from(words.split(' ')).is_ok()
+    }
+
+    #[test]
+    fn a_suite_that_is_to_do_nothing_is_refused_rather_than_passed() {
+        assert!(!asks_for_something("xtask seeds --runs 0"));
+        assert!(!asks_for_something("xtask sim --seeds 0"));
+        assert!(!asks_for_something("xtask fuzz --seconds 0"));
+        assert!(!asks_for_something("xtask fuzz --jobs 0"));
+        assert!(!asks_for_something("xtask nightly --minutes 0"));
+        assert!(!asks_for_something("xtask kill-points --points 0"));
+        assert!(!asks_for_something("xtask faults --faults 0"));
+        assert!(!asks_for_something("xtask lab failover --runs 0"));
+    }
+
+    #[test]
+    fn a_suite_that_is_to_do_one_thing_is_not() {
+        assert!(asks_for_something("xtask seeds --runs 1"));
+        assert!(asks_for_something("xtask sim --seeds 1"));
+        assert!(asks_for_something("xtask fuzz --seconds 1 --jobs 1"));
+        assert!(asks_for_something("xtask nightly --minutes 1"));
+        assert!(asks_for_something("xtask kill-points --points 1"));
+        assert!(asks_for_something("xtask faults --faults 1"));
+        assert!(asks_for_something("xtask lab failover --runs 1"));
     }
 }

@@ -1,7 +1,7 @@
 //! A VM that lost its backup, or never had one, is protected again while it runs: by a spare that it is copied to.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
@@ -117,6 +117,56 @@ fn the_survivor_takes_the_spare_of_its_configuration_and_the_repaired_host_is_th
 
             assert_eq!(cli("MGET first second").unwrap(), "kept\nkept");
             assert_eq!(a.status().unwrap()["term"], 6);
+        },
+    );
+}
+
+#[test]
+fn the_two_are_not_started_again_beside_a_spare_that_lives() {
+    network::alone("the_two_are_not_started_again_beside_a_spare_that_lives", || {
+        let pair = Pair::with_spare().unwrap();
+        let (mut a, mut b) = pair.start_both().unwrap();
+        let mut c = pair.start_spare("c").unwrap();
+        c.wait_until_role("standby").unwrap();
+        plug(&["c"]).unwrap();
+        a.kill();
+        c.wait_until_role("backup").unwrap();
+        b.kill();
+        c.wait_until_role("alone").unwrap();
+        assert_eq!(cli("SET only here").unwrap(), "OK");
+
+        for (node, role) in [("b", "backup"), ("a", "primary")] {
+            let (code, words) = pair.start(node, role).unwrap().wait_for_end().unwrap();
+            assert_eq!(code, Some(1), "{words}");
+            assert!(
+                words.contains("Node c holds term 4 and may still be running"),
+                "{words}"
+            );
+        }
+
+        assert_eq!(cli("GET only").unwrap(), "here");
+    });
+}
+
+#[test]
+fn a_spares_certificate_that_is_missing_ends_no_takeover_and_counts_once_it_is_there() {
+    network::alone(
+        "a_spares_certificate_that_is_missing_ends_no_takeover_and_counts_once_it_is_there",
+        || {
+            let pair = Pair::with_spare().unwrap();
+            let (there, away) = (pair.path("keys/c.crt"), pair.path("away.crt"));
+            fs::rename(&there, &away).unwrap();
+            let (mut a, mut b) = pair.start_both().unwrap();
+            assert_eq!(cli("SET still here").unwrap(), "OK");
+            a.kill();
+            b.wait_until_role("alone").unwrap();
+            b.wait_until_logged("Not every spare can be let in").unwrap();
+
+            fs::rename(&away, &there).unwrap();
+            b.wait_until_logged("Every spare can be let in now").unwrap();
+            let mut c = pair.start_spare("c").unwrap();
+            c.wait_until_role("backup").unwrap();
+            assert_eq!(cli("GET still").unwrap(), "here");
         },
     );
 }

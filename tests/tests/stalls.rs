@@ -17,6 +17,8 @@ const CLOCK_OFF_MAX: Duration = Duration::from_millis(20);
 const ROUNDS: u64 = 500_000_000;
 /// Looks at a clock are so far apart.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// Many times what it takes until nobody looks any more whether an idle guest computes.
+const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -67,6 +69,13 @@ fn a_guest_that_looks_at_nothing_while_it_computes_is_stopped_and_copied_all_the
 
             assert!(off < CLOCK_OFF_MAX, "the guest's clock was {off:?} off");
             assert!(before["deltas"].as_u64().unwrap() > 20, "{before:#}");
+            assert_eq!(one.answer(), hash_of(ROUNDS));
+
+            // The survivor's guest has nothing to do for a while, then computes again.
+            std::thread::sleep(PAUSE);
+            one.ask(&format!("DEBUG HASH {ROUNDS}"));
+            let off = clock_off(&b, 50);
+            assert!(off < CLOCK_OFF_MAX, "the survivor's clock was {off:?} off");
             assert_eq!(one.answer(), hash_of(ROUNDS));
         },
     );

@@ -282,6 +282,12 @@ pub const PLANTS: &[Plant] = &[
         from: "        if !gate.lets(made.needs, desk.now(env)) {\n            return;\n        }\n",
         to: "",
     },
+    Plant {
+        name: "start-beside-a-spare-that-lives",
+        file: TAKEOVER,
+        from: "last.is_none_or(|holder| hosts.contains(&&holder.node))",
+        to: "last.is_none_or(|holder| hosts.contains(&&holder.node) || hosts.len() > 1)",
+    },
 ];
 
 #[cfg(test)]

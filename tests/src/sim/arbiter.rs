@@ -109,6 +109,12 @@ impl Arbiter {
         self.down_until = Moment::default();
     }
 
+    /// Who holds the last term, to a person who looks at the directory in quiet times.
+    pub(crate) fn last_holder(&self) -> Option<Holder> {
+        let last = self.store.read(&self.vm).ok().flatten();
+        last.map(|tenure| tenure.holder)
+    }
+
     /// A question has come. No answer if it is down, or dies over it.
     pub(crate) fn hear(&mut self, env: &mut Env, asking: &Asking) -> Option<Answer> {
         if env.now < self.down_until {

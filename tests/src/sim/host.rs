@@ -23,6 +23,11 @@ pub(crate) struct Host {
     paused: [Moment; 4],
 }
 
+/// What a host is called.
+pub(crate) fn node_of(host: usize) -> NodeName {
+    NodeName::new(NAMES[host]).expect("a letter is a name")
+}
+
 impl Host {
     /// A host that has power and on which nothing runs.
     pub(crate) fn new(index: usize, clock: HostClock) -> Self {
@@ -49,7 +54,7 @@ impl Host {
             copied_at: None,
         };
         let me = Holder {
-            node: NodeName::new(NAMES[self.index]).expect("a letter is a name"),
+            node: node_of(self.index),
             incarnation: Incarnation::new(u128::from(env.dice.any())),
         };
         self.process = Some(Box::new(Process::start(env, desk, me, role)));

@@ -3,7 +3,7 @@
 
 use super::agenda::Event;
 use super::env::PAIRED;
-use super::host::Host;
+use super::host::{Host, node_of};
 use super::process::{Part, Process, StartAs};
 use super::world::World;
 
@@ -60,13 +60,18 @@ impl World {
         true
     }
 
-    /// Does the third host have the VM, or what it needs to go on with it? Then a person starts no pair beside it.
-    fn spare_is_used(&self) -> bool {
-        let spares = self.hosts.iter().skip(PAIRED);
-        spares.into_iter().any(|host| !host.has_no_vm(&self.env))
-    }
-
+    /// Both, or the spare alone if that holds the last term. In quiet times a person looks; else whoever is wrong is told so.
     fn start_pair(&mut self) {
+        let spare_holds = match self.calm {
+            Some(_) => self
+                .arbiter
+                .last_holder()
+                .is_some_and(|last| last.node == node_of(PAIRED)),
+            None => self.env.plan.spares && self.env.dice.chance(300),
+        };
+        if spare_holds {
+            return self.hosts[PAIRED].start(&mut self.env, StartAs::Alone);
+        }
         let primary = self.env.dice.below(2) as usize;
         self.hosts[primary].start(&mut self.env, StartAs::Primary);
         self.hosts[1 - primary].start(&mut self.env, StartAs::Backup);
@@ -110,7 +115,6 @@ impl World {
 
     /// A process is killed and started again at once, unless it has spoken: then its last words leave first.
     pub(super) fn restart(&mut self, host: usize) {
-        let is_bound = host >= PAIRED || self.spare_is_used();
         let env = &mut self.env;
         let place = &mut self.hosts[host];
         let Some(process) = place.process.as_deref() else {
@@ -120,7 +124,7 @@ impl World {
         if process.has_spoken() {
             place.remove(env);
             place.ready_at = env.now.later(env.plan.slowest_departure());
-        } else if is_bound {
+        } else if host >= PAIRED {
             place.start(env, StartAs::Standby);
         } else {
             let role = env
@@ -132,9 +136,8 @@ impl World {
 
     /// The operator starts a node that is down, whatever the other one does.
     pub(super) fn meddle(&mut self, host: usize) {
-        let is_bound = host >= PAIRED || self.spare_is_used();
         let env = &mut self.env;
-        if self.hosts[host].is_dead(env) && is_bound {
+        if self.hosts[host].is_dead(env) && host >= PAIRED {
             self.hosts[host].start(env, StartAs::Standby);
         } else if self.hosts[host].is_dead(env) {
             let role = env

@@ -246,6 +246,15 @@ fn a_crate_that_does_not_guard_against_unsafe_code_is_found() {
     assert_eq!(root("vmm/src/lib.rs", "// #![deny(unsafe_code)]\n"), 1);
 }
 
+#[test]
+fn the_crate_of_suites_ships_and_folders_of_tests_do_not() {
+    assert!(is_in_a_folder_of_tests("arbiter/tests/common/mod.rs"));
+    assert!(is_in_a_folder_of_tests("arbiter/src/store/file/tests/model.rs"));
+    assert!(is_in_a_folder_of_tests("tests/tests/sim.rs"));
+    assert!(!is_in_a_folder_of_tests("tests/src/sim/world.rs"));
+    assert!(!is_in_a_folder_of_tests("tests/guest/rdtsc.rs"));
+}
+
 fn shipped(text: &str) -> Source {
     Source::new("made/up.rs", text, false)
 }
@@ -274,7 +283,7 @@ fn told(path: &str, findings: Vec<Finding>) -> Vec<String> {
     findings.into_iter().map(tell).collect()
 }
 
-/// Every Rust file; those that a file declares behind `#[cfg(test)]` count as tests, like those in `tests` folders.
+/// Every Rust file; those that a file declares behind `#[cfg(test)]` count as tests, like those in a crate's `tests`.
 fn rust_sources() -> Vec<Source> {
     let paths: Vec<_> = tracked()
         .into_iter()
@@ -290,9 +299,16 @@ fn rust_sources() -> Vec<Source> {
             stem = this.parent().map(Path::to_owned);
             Some(this)
         });
-        format!("/{path}").contains("/tests/") || parents.any(|parent| declared.contains(&parent))
+        is_in_a_folder_of_tests(path) || parents.any(|parent| declared.contains(&parent))
     };
     paths.iter().map(|path| read_as(path, is_test(path))).collect()
+}
+
+/// Whether a file lies in a crate's folder of tests. The crate that is called `tests` is no such folder: simulator, lab and
+/// suites are programs like others.
+fn is_in_a_folder_of_tests(path: &str) -> bool {
+    let inside = path.strip_prefix("tests/").unwrap_or(path);
+    format!("/{inside}").contains("/tests/")
 }
 
 /// Paths, without extension, of the test modules that `source` declares.

@@ -5,6 +5,7 @@
 //! `lockstep` program. Read `fault` for what can happen, `pair` for who lives, `clients` for who watches.
 
 mod clients;
+mod doubt;
 mod fault;
 pub mod history;
 mod pair;
@@ -12,7 +13,7 @@ mod small_disk;
 mod witness;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -50,8 +51,10 @@ pub struct Life {
     pub seed: u64,
     /// How the hosts had the disk.
     pub disk: Disk,
+    /// Starts that failed before there was a pair.
+    pub failed_starts: u64,
     /// What struck it, in order.
-    pub faults: Vec<String>,
+    pub faults: Vec<Struck>,
     /// What the clients asked and were told.
     pub operations: Vec<Operation>,
     /// Connections that broke although a server that never fails would have kept them.
@@ -60,16 +63,25 @@ pub struct Life {
     pub double_life: u64,
     /// The longest that a client waited.
     pub longest_wait: Duration,
-    /// Why it ended early, if it did; its logs are kept then.
+    /// What went wrong beside what the operations show.
     pub failed: Option<String>,
 }
 
-/// Plays lives until there were enough faults; `hear` is told of each. Must be called before this process has a second
-/// thread.
+/// A fault that struck.
+#[derive(Clone, Debug)]
+pub struct Struck {
+    /// Which sort it is, whatever was left to chance.
+    pub kind: &'static str,
+    /// All of it, as a part of a sentence.
+    pub told: String,
+}
+
+/// Plays lives until there were enough faults; `hear` is told of each and answers whether it was right. The logs of one that
+/// was not are kept. Must be called before this process has a second thread.
 ///
 /// # Errors
 /// When nothing can be played here at all. A life that goes wrong is told, not an error.
-pub fn campaign(wish: &Wish, mut hear: impl FnMut(Life) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn campaign(wish: &Wish, mut hear: impl FnMut(&Life) -> bool) -> anyhow::Result<()> {
     small_disk::allow()?;
     stage::play(async {
         let network = Network::new().await?;
@@ -80,19 +92,27 @@ pub fn campaign(wish: &Wish, mut hear: impl FnMut(Life) -> anyhow::Result<()>) -
             }
             let seed = wish.seed.wrapping_add(number);
             let faults = left.min(FAULTS_IN_A_LIFE);
-            let life = live(wish, seed, faults, network.clone()).await?;
             left -= faults;
-            hear(life)?;
+            let dir = wish.logs.join(format!("life-{seed}"));
+            let disk = small_disk::make(&dir)?;
+            let life = live(wish, &dir, seed, faults, network.clone()).await;
+            // Only who judges the history can say that nothing here is worth a look.
+            if life.as_ref().is_ok_and(&mut hear) {
+                drop(disk);
+                fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))?;
+            } else {
+                let kept = disk.keep_logs();
+                life?;
+                kept?;
+            }
         }
         Ok(())
     })
 }
 
-/// One life: a VM, its clients, and `faults` faults.
-async fn live(wish: &Wish, seed: u64, faults: u32, network: Network) -> anyhow::Result<Life> {
+/// One life: a VM, its clients, and `faults` faults. Whatever it writes is in `dir`.
+async fn live(wish: &Wish, dir: &Path, seed: u64, faults: u32, network: Network) -> anyhow::Result<Life> {
     let mut dice = SmallRng::seed_from_u64(seed);
-    let dir = wish.logs.join(format!("life-{seed}"));
-    let kept = small_disk::make(&dir)?;
     let arbiter = if dice.random() {
         Arbiter::Quic
     } else {
@@ -104,11 +124,11 @@ async fn live(wish: &Wish, seed: u64, faults: u32, network: Network) -> anyhow::
         disk,
         vcpus: 1,
         relay: true,
-        keep: Some(dir.clone()),
+        keep: Some(dir.into()),
         verbose: false,
     };
     let mut world = World::of(wish.lockstep.clone(), &wanted, network).await?;
-    let mut pair = Pair::start(&mut world).await?;
+    let (mut pair, failed_starts) = Pair::start(&mut world).await?;
     let witness = Witness::start(&world);
     let clients = Clients::start(GUEST, seed).await?;
     let mut told = Vec::new();
@@ -118,7 +138,10 @@ async fn live(wish: &Wish, seed: u64, faults: u32, network: Network) -> anyhow::
         // A mirrored disk that is full here alone is no fault of the VM: that host leaves, and one more would be too many.
         let may_end_writing = number + 1 == faults && disk == Disk::Shared;
         let fault = Fault::pick(&mut dice, arbiter, may_end_writing);
-        told.push(fault.to_string());
+        told.push(Struck {
+            kind: fault.kind(),
+            told: fault.to_string(),
+        });
         if let Err(error) = suffer(&fault, &mut world, &mut pair, &clients).await {
             failed = Some(format!("{fault}: {error:#}"));
             break;
@@ -126,16 +149,10 @@ async fn live(wish: &Wish, seed: u64, faults: u32, network: Network) -> anyhow::
     }
     let seen = clients.stop(GUEST).await;
     let double_life = witness.stop().await;
-    drop((pair, world));
-    if failed.is_none() && seen.broken == 0 && double_life == 0 {
-        drop(kept);
-        fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))?;
-    } else {
-        kept.keep_logs()?;
-    }
     Ok(Life {
         seed,
         disk,
+        failed_starts,
         faults: told,
         operations: seen.operations,
         broken: seen.broken,

@@ -301,8 +301,8 @@ fn make_disk(path: &Path) -> anyhow::Result<()> {
         .context("Cannot give the guest's disk its size")
 }
 
-/// How long hosts may take to bring the guest up.
 /// How long the guest may take for one PING.
 const PING_TIME: Duration = Duration::from_millis(500);
+/// How long hosts may take to bring the guest up.
 const START_TIME: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

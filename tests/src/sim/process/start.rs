@@ -3,7 +3,7 @@
 
 use lockstep_protocol::ids::{LogOffset, Term};
 use lockstep_protocol::message::{Hello, Role};
-use lockstep_protocol::takeover::Verdict;
+use lockstep_protocol::takeover::{Verdict, may_begin};
 
 use super::driver::{Dialing, Listening};
 use super::{Pair, Part, Process};
@@ -11,6 +11,7 @@ use crate::sim::agenda::Actor;
 use crate::sim::arbiter::{Answer, Question, verdict_of};
 use crate::sim::device::Mode;
 use crate::sim::env::{Env, PAIRED};
+use crate::sim::host::node_of;
 
 /// What an operator starts a node as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +31,13 @@ impl Process {
     pub(super) fn start_on(&mut self, env: &mut Env, answer: Answer) {
         match (&self.part, answer) {
             (Part::Reading(role), Answer::Newest(newest)) => {
-                let holds = newest
-                    .as_ref()
-                    .is_none_or(|newest| newest.holder.node == self.me.node);
-                let newest = newest.map_or(Term::ZERO, |tenure| tenure.term);
-                self.start_as(env, *role, newest, holds);
+                let role = *role;
+                let peer = (role != StartAs::Alone).then(|| node_of(PAIRED - 1 - self.desk.host));
+                let starting: Vec<_> = peer.iter().chain([&self.me.node]).collect();
+                if !may_begin(newest.as_ref().map(|newest| &newest.holder), &starting) {
+                    return self.end(env, "another host may still be running the VM");
+                }
+                self.start_as(env, role, newest.map_or(Term::ZERO, |tenure| tenure.term));
             }
             (Part::ClaimingFirst { expected, alone }, answer) => {
                 let (expected, alone) = (*expected, *alone);
@@ -51,7 +54,7 @@ impl Process {
         }
     }
 
-    fn start_as(&mut self, env: &mut Env, role: StartAs, newest: Term, holds: bool) {
+    fn start_as(&mut self, env: &mut Env, role: StartAs, newest: Term) {
         match role {
             StartAs::Primary => {
                 let hello = self.hello(env, Role::Primary, newest.next(), LogOffset::ZERO);
@@ -65,14 +68,12 @@ impl Process {
                 self.pair = Pair::Listening(Listening::new(hello));
                 self.becomes(env, Part::Meeting { newest });
             }
-            // A host that starts alone must not do so beside a survivor.
-            StartAs::Alone if !holds => self.end(env, "the other host may still be running the VM"),
             StartAs::Alone => self.claim_first(env, newest, true),
             StartAs::Standby => unreachable!("a spare does not ask for the newest term"),
         }
     }
 
-    /// Only now, as a primary: a host that answers as a backup is certainly not live.
+    /// Only now, as a primary: a host that answers as a backup is certainly not live, and no third one holds the last term.
     pub(super) fn claim_first(&mut self, env: &mut Env, expected: Term, alone: bool) {
         self.becomes(env, Part::ClaimingFirst { expected, alone });
         self.ask(env, Question::Claim(expected));

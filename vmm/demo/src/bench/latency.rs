@@ -64,7 +64,7 @@ async fn measure(
     words: Words,
     right: &Reply,
 ) -> anyhow::Result<Latencies> {
-    let mut connection = Connection::open(address)
+    let mut connection = Connection::open_once_free(address)
         .await
         .context("Cannot connect to the guest")?;
     let command = [words];

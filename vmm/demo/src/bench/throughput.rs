@@ -93,7 +93,7 @@ async fn run(
 /// Sends the same burst again and again, the next one when all of it is answered, and counts them. Client and server
 /// share a machine, so it does as little as a client can that looks at every byte.
 async fn client(address: SocketAddr, burst: Vec<u8>, until: Instant, right: &[u8]) -> anyhow::Result<u64> {
-    let mut connection = Connection::open(address)
+    let mut connection = Connection::open_once_free(address)
         .await
         .context("Cannot connect to the guest")?;
     let mut answered = 0;

@@ -14,6 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::{JoinHandle, spawn_local};
 
+use super::doubt::Doubts;
 use super::history::{Action, Operation};
 use crate::client::resp::{Connection, Reply, Words};
 
@@ -63,10 +64,7 @@ impl Clients {
         });
         let mut tasks = Vec::new();
         for number in 0..CLIENTS {
-            let connection = tokio::time::timeout(SILENCE_MAX, Connection::open(address)).await;
-            let connection = connection
-                .context("The guest does not accept")?
-                .context("Cannot connect to the guest")?;
+            let connection = connect(address).await?;
             let dice =
                 SmallRng::seed_from_u64(seed.wrapping_mul(u64::from(CLIENTS)).wrapping_add(number.into()));
             tasks.push(spawn_local(client(connection, dice, Rc::clone(&shared))));
@@ -86,12 +84,10 @@ impl Clients {
             // A client that failed has left its last question unanswered, which the history shows.
             let _ = task.await;
         }
-        let last = tokio::time::timeout(SILENCE_MAX, last_look(address, &self.shared)).await;
+        let last = last_look(address, &self.shared).await;
         let mut seen = self.shared.seen.take();
-        match last {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => seen.failed = Some(format!("the last look failed: {error:#}")),
-            Err(_) => seen.failed = Some("the guest was silent at the last look".into()),
+        if let Err(error) = last {
+            seen.failed = Some(format!("the last look failed: {error:#}"));
         }
         seen
     }
@@ -123,6 +119,13 @@ impl Shared {
         };
         self.note(operation(key, called, u64::MAX, action));
     }
+}
+
+async fn connect(address: SocketAddr) -> anyhow::Result<Connection> {
+    tokio::time::timeout(SILENCE_MAX, Connection::open(address))
+        .await
+        .context("The guest does not accept")?
+        .context("Cannot connect to the guest")
 }
 
 async fn client(mut connection: Connection, mut dice: SmallRng, shared: Rc<Shared>) {
@@ -191,28 +194,52 @@ fn operation(key: u32, called: u64, returned: u64, action: Action) -> Operation 
     }
 }
 
-/// Reads every key that was ever asked for.
+/// Reads every key that was ever asked for. A key that the guest does not tell of without a reason fails the look, but not
+/// before all others were read.
 async fn last_look(address: SocketAddr, shared: &Shared) -> anyhow::Result<()> {
-    let keys: Vec<u32> = (0..(shared.asked.get() / OPERATIONS_IN_AN_EPOCH + 1) * SLOTS).collect();
-    let mut connection = Connection::open(address).await.context("Cannot connect")?;
-    for keys in keys.chunks(LOOKS_AT_ONCE) {
-        let called = shared.now();
-        let words: Vec<Words> = keys.iter().map(|key| Question::Get.words(*key)).collect();
-        connection.ask(&words).await.context("Cannot ask")?;
-        for key in keys {
-            let reply = connection.reply().await.context("No reply")?;
-            match Question::Get.answered(&reply) {
-                Some(action) => shared.note(Operation {
-                    is_last_look: true,
-                    ..operation(*key, called, shared.now(), action)
-                }),
-                // A guest whose disk failed does not tell what it could not write.
-                None if shared.forgiving.get() => {}
-                None => bail!("GET was answered with {reply:?}"),
-            }
+    let keys = 0..(shared.asked.get() / OPERATIONS_IN_AN_EPOCH + 1) * SLOTS;
+    let doubts = Doubts::of(&shared.seen.borrow().operations);
+    let may_be_silent = |key: &u32| shared.forgiving.get() && doubts.allow_silence_about(*key);
+    let (doubtful, sure): (Vec<u32>, Vec<u32>) = keys.partition(may_be_silent);
+    let mut connection = connect(address).await?;
+    let mut untold = Vec::new();
+    // Doubtful keys are asked for one by one: a guest that refuses to tell of one refuses all that wait behind it.
+    for keys in sure.chunks(LOOKS_AT_ONCE).chain(doubtful.chunks(1)) {
+        let look = tokio::time::timeout(SILENCE_MAX, look(&mut connection, keys, shared)).await;
+        untold.extend(look.context("The guest is silent")??);
+    }
+    untold.retain(|(key, _)| !may_be_silent(key));
+    match untold.first() {
+        None => Ok(()),
+        Some((key, reply)) => bail!(
+            "The guest does not tell of {} keys; GET of key {key} was answered with {reply}",
+            untold.len()
+        ),
+    }
+}
+
+/// Reads some keys; answers which of them the guest does not tell of, and what it says instead.
+async fn look(
+    connection: &mut Connection,
+    keys: &[u32],
+    shared: &Shared,
+) -> anyhow::Result<Vec<(u32, String)>> {
+    let called = shared.now();
+    let words: Vec<Words> = keys.iter().map(|key| Question::Get.words(*key)).collect();
+    connection.ask(&words).await.context("Cannot ask")?;
+    let mut untold = Vec::new();
+    for key in keys {
+        let reply = connection.reply().await.context("No reply")?;
+        match (Question::Get.answered(&reply), reply) {
+            (Some(action), _) => shared.note(Operation {
+                is_last_look: true,
+                ..operation(*key, called, shared.now(), action)
+            }),
+            (None, Reply::Error(text)) => untold.push((*key, String::from_utf8_lossy(&text).into_owned())),
+            (None, reply) => bail!("GET was answered with {reply:?}"),
         }
     }
-    Ok(())
+    Ok(untold)
 }
 
 impl Question {

@@ -77,6 +77,24 @@ impl Fault {
         }
     }
 
+    /// Which sort it is. Reports count by it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Kill(Part::Primary) => "kill the primary",
+            Self::Kill(Part::Backup) => "kill the backup",
+            Self::Pause(Part::Primary, _) => "pause the primary",
+            Self::Pause(Part::Backup, _) => "pause the backup",
+            Self::Cut { to, from, .. } if *to && *from => "cut the wire",
+            Self::Cut { .. } => "cut the wire one way",
+            Self::Weather { .. } => "delay and loss",
+            Self::Unplugged(_) => "unplug the primary",
+            Self::Device(..) => "kill a device process",
+            Self::SlowDisk(..) => "slow down a disk",
+            Self::Arbiter(_) => "kill the arbiter and the primary",
+            Self::FullDisk => "fill the disk and kill the primary",
+        }
+    }
+
     /// Whether a server may refuse writes from now on.
     pub(super) fn ends_writing(&self) -> bool {
         matches!(self, Self::FullDisk)

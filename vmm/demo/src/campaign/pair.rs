@@ -22,15 +22,23 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Starts both and waits until the guest is protected. On a machine that is so busy that one of them was taken for
-    /// dead meanwhile, they are started again, as it says.
-    pub(super) async fn start(world: &mut World) -> anyhow::Result<Self> {
-        for _ in 1..STARTS_MAX {
-            if let Ok(pair) = Self::try_to_start(world).await {
-                return Ok(pair);
+    /// Starts both and waits until the guest is protected; tells how many starts failed before that.
+    ///
+    /// A pair may fail to start with nothing wrong: on a busy machine one host can be taken for dead before the guest is
+    /// protected, and then it ends with the advice to start it again. What a campaign judges begins later, so that
+    /// advice is followed; but each failed start is told, because a fault of ours would look the same.
+    pub(super) async fn start(world: &mut World) -> anyhow::Result<(Self, u64)> {
+        let mut failed = 0;
+        loop {
+            match Self::try_to_start(world).await {
+                Ok(pair) => return Ok((pair, failed)),
+                Err(error) if failed + 1 < STARTS_MAX => {
+                    failed += 1;
+                    eprintln!("start {failed} of at most {STARTS_MAX} failed: {error:#}");
+                }
+                Err(error) => return Err(error),
             }
         }
-        Self::try_to_start(world).await
     }
 
     async fn try_to_start(world: &mut World) -> anyhow::Result<Self> {
@@ -124,5 +132,5 @@ const WHOLE_MAX: Duration = Duration::from_secs(30);
 const END_MAX: Duration = Duration::from_secs(10);
 /// Above the time-out of the pair.
 const NOTICED_AFTER: Duration = Duration::from_millis(200);
-const STARTS_MAX: u32 = 3;
+const STARTS_MAX: u64 = 3;
 const LOOK: Duration = Duration::from_millis(10);

@@ -3,10 +3,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// How long to wait before asking a server again that refused a connection, and how often: two seconds in all.
+const REFUSED_PAUSE: Duration = Duration::from_millis(2);
+const REFUSED_TIMES: usize = 1000;
 
 /// The words of one command.
 pub(crate) type Words = Vec<Vec<u8>>;
@@ -53,6 +59,18 @@ impl Connection {
             incoming: Vec::new(),
             taken: 0,
         })
+    }
+
+    /// The same for a server that has only so many connections, and may not have seen yet that earlier ones are over: one that
+    /// refuses is asked again for a while.
+    pub(crate) async fn open_once_free(address: SocketAddr) -> io::Result<Self> {
+        let pauses = ConstantBuilder::new()
+            .with_delay(REFUSED_PAUSE)
+            .with_max_times(REFUSED_TIMES);
+        (|| Self::open(address))
+            .retry(pauses)
+            .when(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            .await
     }
 
     /// Sends all commands in one go.
@@ -200,6 +218,22 @@ mod tests {
         let (reply, used) = parse(bytes, 0).unwrap().unwrap();
         assert_eq!(used, bytes.len());
         reply
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_at_first_is_asked_again() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap();
+        let refused = Connection::open(address).await.err().map(|error| error.kind());
+        assert_eq!(refused, Some(io::ErrorKind::ConnectionRefused));
+
+        let mut asking = Box::pin(Connection::open_once_free(address));
+        // It has been refused once when this comes back without an end.
+        let first = tokio::time::timeout(REFUSED_PAUSE / 2, &mut asking).await;
+        assert!(first.is_err());
+        let _listener = std::net::TcpListener::bind(address).unwrap();
+        assert!(asking.await.is_ok());
     }
 
     #[test]
