@@ -67,8 +67,12 @@ fn claimants_killed_at_random_moments_never_share_a_term_and_printed_grants_stan
     let mut chance = SmallRng::seed_from_u64(7);
     let mut printed = BTreeMap::new();
     let mut killed_in_time = 0;
-    let life = life_of_a_claim();
+    let mut life = Duration::ZERO;
     for round in 0..ROUNDS {
+        // A machine that others use as well is not always as fast.
+        if round.is_multiple_of(ROUNDS / 10) {
+            life = life_of_a_claim();
+        }
         let expected = store
             .read(&vm())
             .unwrap()
