@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockstep_arbiter::register::{Tenure, VmName};
 use lockstep_arbiter::store::Store;
 use lockstep_arbiter::store::file::FileStore;
-use lockstep_protocol::ids::{Holder, Term};
+use lockstep_protocol::ids::{Holder, NodeName, Term};
 use lockstep_protocol::takeover::Verdict;
 
 use super::agenda::Event;
@@ -110,9 +110,9 @@ impl Arbiter {
     }
 
     /// Who holds the last term, to a person who looks at the directory in quiet times.
-    pub(crate) fn last_holder(&self) -> Option<Holder> {
+    pub(crate) fn last_holder(&self) -> Option<NodeName> {
         let last = self.store.read(&self.vm).ok().flatten();
-        last.map(|tenure| tenure.holder)
+        last.map(|tenure| tenure.holder.node)
     }
 
     /// A question has come. No answer if it is down, or dies over it.

@@ -60,15 +60,10 @@ impl World {
         true
     }
 
-    /// Both, or the spare alone if that holds the last term. In quiet times a person looks; else whoever is wrong is told so.
+    /// Both, whoever holds the last term: they are told if it is neither. In quiet times a person looks, and starts a spare that
+    /// holds it alone.
     fn start_pair(&mut self) {
-        let spare_holds = match self.calm {
-            Some(_) => self
-                .arbiter
-                .last_holder()
-                .is_some_and(|last| last.node == node_of(PAIRED)),
-            None => self.env.plan.spares && self.env.dice.chance(300),
-        };
+        let spare_holds = self.calm.is_some() && self.arbiter.last_holder() == Some(node_of(PAIRED));
         if spare_holds {
             return self.hosts[PAIRED].start(&mut self.env, StartAs::Alone);
         }
