@@ -6,6 +6,7 @@
 use std::error::Error;
 
 use lockstep_protocol::ids::{Holder, Term};
+use lockstep_quic::failure::whole_sentence;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -82,9 +83,7 @@ impl Answer {
 
     /// A failure with the error's sentence and those of its causes, which nobody else would tell the client.
     pub fn failed_by(may_pass: bool, error: &dyn Error) -> Self {
-        let causes = std::iter::successors(error.source(), |&cause| cause.source());
-        let told = causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"));
-        Self::failed(may_pass, &told)
+        Self::failed(may_pass, &whole_sentence(error))
     }
 }
 

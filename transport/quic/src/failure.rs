@@ -140,3 +140,14 @@ impl TlsAlert {
         }
     }
 }
+
+/// An error and its causes in one line.
+pub fn whole_sentence(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence = format!("{sentence}: {error}");
+        cause = error.source();
+    }
+    sentence
+}

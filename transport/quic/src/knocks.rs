@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
+use crate::failure::whole_sentence;
 use crate::link::PairError;
-use crate::streams::whole_sentence;
 
 /// How long no other is told of in a warning.
 const QUIET: Duration = Duration::from_secs(10);

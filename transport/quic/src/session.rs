@@ -13,13 +13,13 @@ use tracing::info;
 
 use crate::config::{LinkConfig, MAX_HANDSHAKES};
 use crate::endpoint::{Arrival, PinnedEndpoint};
-use crate::failure::LinkError;
+use crate::failure::{LinkError, whole_sentence};
 use crate::knocks::Knocks;
 use crate::link::{PairConfig, PairError};
 use crate::pinning::Pins;
 use crate::streams::{
     MessageReader, MessageWriter, StreamFault, StreamKind, accept_control, accept_with_heartbeat, open,
-    open_control, whole_sentence,
+    open_control,
 };
 
 /// How long one attempt to connect may take before the next begins.

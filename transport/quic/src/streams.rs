@@ -1,14 +1,13 @@
 //! The streams of a pair's connection: which is which, and messages on them. The hello and the drivers read and
 //! write through here. It never judges what a message means.
 
-use std::error::Error;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use lockstep_protocol::{Message, MessageDecoder, PeerLost, encode_message};
 use quinn::{Connection, ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
-use crate::failure::LinkError;
+use crate::failure::{LinkError, whole_sentence};
 
 /// The first byte of every stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,17 +66,6 @@ impl StreamFault {
             Self::Said(what) => PeerLost::Misbehaved(what),
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn whole_sentence(error: &dyn Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence = format!("{sentence}: {error}");
-        cause = error.source();
-    }
-    sentence
 }
 
 impl From<ReadError> for StreamFault {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use lockstep_quic::failure::whole_sentence;
 use serde::Serialize;
 
 use crate::config::Config;
@@ -52,7 +53,7 @@ fn check_config(path: &Path, node: Option<&str>) -> Vec<Line> {
         Err(error) => {
             return vec![Line::fail(
                 "configuration",
-                sentence(&error),
+                whole_sentence(&error),
                 "Change the file there",
             )];
         }
@@ -63,7 +64,7 @@ fn check_config(path: &Path, node: Option<&str>) -> Vec<Line> {
         Some(Ok(node)) => lines.extend(node::check(&config, node)),
         Some(Err(error)) => lines.push(Line::fail(
             "node",
-            sentence(&error),
+            whole_sentence(&error),
             "Name one of these with --node",
         )),
     }
@@ -82,18 +83,6 @@ fn print_table(lines: &[Line]) {
         }
     }
     println!("{table}");
-}
-
-/// Error and causes as one line.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[derive(Serialize)]

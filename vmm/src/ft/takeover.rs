@@ -8,6 +8,7 @@ use lockstep_arbiter::register::VmName;
 use lockstep_protocol::ids::{Holder, Term};
 use lockstep_protocol::takeover::{Claiming, Deed, Takeover, Verdict, VerdictFault};
 use lockstep_protocol::time::Instant;
+use lockstep_quic::failure::whole_sentence;
 use lockstep_staging::gate::boottime;
 use std::thread;
 use std::time::Duration;
@@ -91,7 +92,7 @@ pub fn settle(
                 Ok(verdict) => claimant.handle_verdict(verdict)?,
                 // Even an error that only a person can heal is waited for: ending here would throw the replica away.
                 Err(error) => {
-                    let why = causes(&error);
+                    let why = whole_sentence(&error);
                     tracing::warn!(%why, "The arbiter gives no verdict; nothing leaves this host until it does");
                     claimant.handle_claim_failed(boottime());
                 }
@@ -100,18 +101,6 @@ pub fn settle(
             Deed::Halt { by, term } => return Ok(Settled::Halts { by, term }),
         }
     }
-}
-
-/// The error and its causes in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }
 
 macro_rules! claimant {

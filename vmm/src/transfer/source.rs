@@ -14,6 +14,7 @@ use crate::memory::GuestRam;
 use crate::state::dirty::WriteTracker;
 use lockstep_image::PairingId;
 use lockstep_protocol::ids::{LogOffset, NodeName, Position};
+use lockstep_quic::failure::whole_sentence;
 use lockstep_quic::identity::PinnedPeer;
 use lockstep_quic::link::PairError;
 use lockstep_quic::state::{StateConfig, StateDoor, StateSender};
@@ -218,7 +219,7 @@ impl Line {
                     self.serve(&door, until);
                 }
                 Err(error) => {
-                    let error = sentence(&error);
+                    let error = whole_sentence(&error);
                     if obstacle.is_to_be_told(&error, Instant::now()) {
                         tracing::warn!(
                             error,
@@ -292,7 +293,7 @@ fn with_peers(config: &StateConfig, certificates: &[PathBuf]) -> (StateConfig, S
     for path in certificates {
         match PinnedPeer::load(path) {
             Ok(peer) => config.peers.push(peer),
-            Err(error) => missing.push(sentence(&error)),
+            Err(error) => missing.push(whole_sentence(&error)),
         }
     }
     (config, missing.join("; "))
@@ -331,12 +332,6 @@ impl Obstacle {
         self.is_told |= is_due;
         is_due
     }
-}
-
-/// An error and what caused it.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

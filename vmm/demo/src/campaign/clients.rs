@@ -184,7 +184,7 @@ async fn burst(
         .flatten()
 }
 
-fn operation(key: u32, called: u64, returned: u64, action: Action) -> Operation {
+pub(super) fn operation(key: u32, called: u64, returned: u64, action: Action) -> Operation {
     Operation {
         key,
         called,

@@ -60,17 +60,8 @@ impl Doubts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clients::operation as at;
     use super::*;
-
-    fn at(key: u32, called: u64, returned: u64, action: Action) -> Operation {
-        Operation {
-            key,
-            called,
-            returned,
-            action,
-            is_last_look: false,
-        }
-    }
 
     fn unanswered(key: u32, called: u64, action: Action) -> Operation {
         at(key, called, u64::MAX, action)

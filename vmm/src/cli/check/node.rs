@@ -9,9 +9,10 @@ use std::path::Path;
 use lockstep_arbiter::client::ArbiterClient;
 use lockstep_arbiter::register::VmName;
 use lockstep_quic::dates::DateError;
+use lockstep_quic::failure::whole_sentence;
 use lockstep_quic::identity::{Identity, IdentityError, PinnedPeer};
 
-use super::{Line, sentence};
+use super::Line;
 use crate::config::{Arbiter, Config, DiskMode, Guest, Node};
 use crate::hardware::{Hardware, NO_STOCK_KERNELS, NO_STOCK_KERNELS_REMEDY};
 
@@ -75,7 +76,7 @@ fn own_key(node: &Node) -> Line {
         ),
         Err(error) => Line::fail(
             "own key",
-            sentence(&error),
+            whole_sentence(&error),
             format!("lockstep keys --dir DIR {} makes both", node.name),
         ),
     }
@@ -96,7 +97,7 @@ fn pinned(name: &str, whom: &str, certificate: &Path) -> Line {
         }
         _ => format!("Copy it here from the host of {whom}"),
     };
-    Line::fail(name, sentence(&error), remedy)
+    Line::fail(name, whole_sentence(&error), remedy)
 }
 
 fn address(node: &Node) -> Line {
@@ -183,7 +184,7 @@ fn arbiter(config: &Config, node: &Node) -> Line {
     const NAME: &str = "arbiter";
     let vm = match VmName::new(&config.vm.name) {
         Ok(vm) => vm,
-        Err(error) => return Line::fail(NAME, sentence(&error), "Give the VM another name"),
+        Err(error) => return Line::fail(NAME, whole_sentence(&error), "Give the VM another name"),
     };
     let remedy = match config.arbiter {
         Arbiter::File { .. } => {
@@ -193,7 +194,7 @@ fn arbiter(config: &Config, node: &Node) -> Line {
     };
     let client = match ArbiterClient::open(&config.arbiter_of(node)) {
         Ok(client) => client,
-        Err(error) => return Line::fail(NAME, sentence(&error), remedy),
+        Err(error) => return Line::fail(NAME, whole_sentence(&error), remedy),
     };
     match client.read(&vm) {
         Ok(None) => Line::ok(NAME, format!("Answers; no term of {vm} yet")),
@@ -201,6 +202,6 @@ fn arbiter(config: &Config, node: &Node) -> Line {
             NAME,
             format!("Answers; term {term} of {vm} is held by {}", holder.node),
         ),
-        Err(error) => Line::fail(NAME, sentence(&error), remedy),
+        Err(error) => Line::fail(NAME, whole_sentence(&error), remedy),
     }
 }
